@@ -1,0 +1,45 @@
+# Every target is described by the comment behind its name: `make help`.
+PYTHON ?= python3
+# Relative, so that paths with spaces never reach make.
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format lint type clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+install: $(STAMP) ## make .venv and install the tested versions into it
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP) ## train, translate and score a small model on generated data (ten minutes)
+	$(BIN)/lcmt-train experiment=demo run_dir=runs/demo
+	printf '%s\n' 'Monday, April 7, 2008' '12 kilometers per hour' 'German (Switzerland)' 'Tuesday and Friday' \
+		'3 US dollars' | $(BIN)/lcmt-translate run_dir=runs/demo
+	$(BIN)/lcmt-eval run_dir=runs/demo
+
+test: $(STAMP) ## run the whole test suite
+	$(BIN)/python -m pytest -q
+
+check: lint type test ## what continuous integration runs
+
+format: $(STAMP) ## rewrite the code in the house style
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+
+lint: $(STAMP) ## find mistakes and departures from the house style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(STAMP) ## check the types of the library
+	$(BIN)/mypy
+
+clean: ## remove .venv, caches and build output; runs/ stays
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

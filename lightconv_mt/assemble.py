@@ -1,0 +1,355 @@
+"""The only place that wires objects from configurations: train, translate, evaluate."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from lightconv_mt.config import (
+    Device,
+    EvalConfig,
+    NbestFormat,
+    Precision,
+    RuntimeConfig,
+    TrainRunConfig,
+    TranslateConfig,
+    load_run_config,
+)
+from lightconv_mt.data.batching import TokenBatcher
+from lightconv_mt.data.corpus import read_corpus, read_source
+from lightconv_mt.data.encoded import encode_corpus
+from lightconv_mt.data.lines import decode_line, read_lines
+from lightconv_mt.data.tokenizer import TokenizerPair, build_tokenizers
+from lightconv_mt.decode.translator import Translation, Translator
+from lightconv_mt.errors import CheckpointError, ConfigError, DataError
+from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
+from lightconv_mt.ops import resolve_backend
+from lightconv_mt.scoring import Score, load_test_set, score
+from lightconv_mt.train.checkpoint import (
+    CheckpointStore,
+    load_model_tensors,
+    load_weights,
+    replace_text,
+    write_average,
+)
+from lightconv_mt.train.loop import Trainer
+from lightconv_mt.train.memory import keep_freed_memory
+from lightconv_mt.train.monitor import Monitor
+from lightconv_mt.train.signals import SignalFlag
+from lightconv_mt.typed import to_plain, to_yaml
+from lightconv_mt.validation import Validator
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+
+# What may change between the runs of one run folder: none of it decides what an already made step computed.
+FREE_KEYS = ("run_dir", "runtime.device", "runtime.threads", "runtime.keep_memory", "train.max_", "train.patience", "checkpoint.", "decode.", "train.log", "train.num_samples")
+
+
+def train(config: TrainRunConfig) -> int:
+    """Train to the end, or to a signal, from wherever the run folder stands; returns the exit code."""
+    device, precision = start_runtime(config.runtime)
+    run_dir = Path(config.run_dir)
+    store = open_run(run_dir, config)
+    corpus = read_corpus(config.data)
+    tokenizers = _tokenizers(run_dir, config)
+    pairs = encode_corpus(corpus, tokenizers)
+    batcher = TokenBatcher(
+        pairs,
+        config.batch,
+        tokenizers=tokenizers,
+        seed=config.seed,
+        sampling=config.tokenizer.sampling,
+        weights=[source.weight for source in config.data.train.values()],
+        temperature=config.data.temperature,
+    )
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, tokenizers, config.runtime).to(device)
+    logger.info("model: %s parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}")
+    translator = Translator(model, tokenizers, device=device, precision=precision)
+    validator = Validator(
+        translator,
+        list(read_source(config.data.valid, config.data)),
+        batch=config.batch,
+        decode=config.decode,
+        label_smoothing=config.train.label_smoothing,
+        num_samples=config.train.num_samples,
+        tgt_lang=config.data.tgt_lang,
+    )
+    trainer = Trainer(
+        model,
+        batcher,
+        loop=config.train,
+        optim=config.optim,
+        schedule=config.schedule,
+        store=store,
+        validate=validator,
+        device=device,
+        precision=precision,
+        seed=config.seed,
+    )
+    trainer.resume()
+    if trainer.finished() and (run_dir / "bleu.json").exists():
+        logger.info("%s is finished; nothing to do", run_dir)
+        return 0
+    monitor = Monitor(run_dir, step=trainer.state.step, max_steps=config.train.max_steps)
+    with SignalFlag() as signals:
+        trainer.run(monitor, signals)
+        monitor.close()
+        if signals.received:
+            logger.info("stopped at step %d; the same command goes on from there", trainer.state.step)
+            return signals.exit_code
+    _finish(run_dir, config, store, validator)
+    return 0
+
+
+def translate(config: TranslateConfig) -> int:
+    """Translate lines from a file or standard input to a file or standard output; returns the exit code."""
+    start_runtime(config.runtime)
+    translator = load_translator(config.run_dir, config.checkpoint, config.runtime, config.max_source_tokens)
+    with _input_lines(config.input) as lines, _output(config.output) as output:
+        found = translator.translate_stream(
+            lines, config.decode, chunk_size=config.chunk_lines, max_tokens=config.max_tokens
+        )
+        for number, translation in enumerate(found, start=1):
+            output.write(_format(number, translation, config.nbest_format).encode())
+            output.flush()
+    logger.info("translated: %s", translator.report.text)
+    return 0
+
+
+def evaluate(config: EvalConfig) -> int:
+    """Score a run or existing translations and print a line a metric; returns the exit code."""
+    start_runtime(config.runtime)
+    src, references, tgt_lang = _test_data(config)
+    if config.hyp is not None:
+        hypotheses = list(read_lines(config.hyp))
+    else:
+        assert config.run_dir is not None
+        if src is None:
+            raise DataError(f"there is nothing to translate; give src=FILE and ref=FILE, or test_set and langpair")
+        translator = load_translator(config.run_dir, config.checkpoint, config.runtime, config.max_source_tokens)
+        found = translator.translate(src, config.decode, max_tokens=config.max_tokens)
+        hypotheses = [translation.text for translation in found]
+    if config.output is not None:
+        _write_whole(Path(config.output), "".join(f"{line}\n" for line in hypotheses))
+    scores = score(
+        hypotheses,
+        references,
+        metrics=[metric.name for metric in config.metrics],
+        tokenize=config.tokenize,
+        lowercase=config.lowercase,
+        tgt_lang=tgt_lang,
+    )
+    if config.json is not None:
+        _write_whole(Path(config.json), _scores_json(scores))
+    for each in scores:
+        sys.stdout.write(f"{each.text}\n")
+    return 0
+
+
+def start_runtime(config: RuntimeConfig) -> tuple[torch.device, torch.dtype]:
+    """Set threads and memory behaviour; the device and precision to compute with.
+
+    Raises:
+        ConfigError: when a GPU is asked for and there is none, or fp16 without one.
+    """
+    if config.keep_memory and keep_freed_memory():
+        logger.debug("glibc keeps freed memory")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    gpu = torch.cuda.is_available()
+    if config.device is Device.cuda and not gpu:
+        raise ConfigError("runtime.device=cuda, but torch sees no GPU; set runtime.device=cpu or install torch for CUDA")
+    device = torch.device("cuda" if gpu and config.device is not Device.cpu else "cpu")
+    if config.precision is Precision.fp16 and device.type == "cpu":
+        raise ConfigError("runtime.precision=fp16 needs a GPU; set fp32 or bf16")
+    return device, DTYPES[config.precision]
+
+
+def build_model(config: ModelConfig, tokenizers: TokenizerPair, runtime: RuntimeConfig) -> Seq2SeqTransformer:
+    """Build the model for the vocabularies."""
+    return Seq2SeqTransformer(
+        config,
+        src_vocab_size=tokenizers.src.vocab_size,
+        tgt_vocab_size=tokenizers.tgt.vocab_size,
+        src_pad_id=tokenizers.src.ids.pad,
+        tgt_pad_id=tokenizers.tgt.ids.pad,
+        backend=resolve_backend(runtime.kernels),
+    )
+
+
+def load_translator(
+    run_dir: str, checkpoint: str, runtime: RuntimeConfig, max_source_tokens: int = 1024
+) -> Translator:
+    """Open a run folder for translation.
+
+    Args:
+        run_dir: of a training run.
+        checkpoint: auto (average, else best, else last), average, best, last, or a step.
+        runtime: where and how precisely to compute.
+        max_source_tokens: longer sources are cut.
+
+    Raises:
+        CheckpointError: when there is no such checkpoint or it is damaged.
+    """
+    device, precision = start_runtime(runtime)
+    config = load_run_config(run_dir)
+    tokenizers = TokenizerPair.load(Path(run_dir))
+    model = build_model(config.model, tokenizers, runtime)
+    folder = find_checkpoint(Path(run_dir), checkpoint, config)
+    load_model_tensors(model, load_weights(folder), source=folder)
+    logger.info("model: %s", folder)
+    return Translator(
+        model.to(device).eval(), tokenizers, device=device, precision=precision, max_source_tokens=max_source_tokens
+    )
+
+
+def find_checkpoint(run_dir: Path, wanted: str, config: TrainRunConfig) -> Path:
+    """Folder of the weights that `wanted` names.
+
+    Raises:
+        CheckpointError: when there are none.
+    """
+    store = CheckpointStore(run_dir, config.checkpoint)
+    steps, best, average = store.steps(), store.best_step(), run_dir / "average"
+    candidates = {
+        "average": average if average.exists() else None,
+        "best": store.path(best) if best is not None else None,
+        "last": store.path(steps[-1]) if steps else None,
+    }
+    found = [path for name, path in candidates.items() if path and wanted in ("auto", name)]
+    if wanted.isdigit() and int(wanted) in steps:
+        found = [store.path(int(wanted))]
+    if not found:
+        there = ", ".join([*(name for name, path in candidates.items() if path), *map(str, steps)]) or "none yet"
+        raise CheckpointError(f"{run_dir} has no checkpoint {wanted}; there is {there}")
+    return found[0]
+
+
+def open_run(run_dir: Path, config: TrainRunConfig) -> CheckpointStore:
+    """Create the run folder, or check that it belongs to this configuration.
+
+    Raises:
+        ConfigError: naming the key that differs, with both values.
+    """
+    path = run_dir / "config.yaml"
+    if path.exists():
+        now, then = _flat(to_plain(config)), _flat(to_plain(load_run_config(run_dir)))
+        for key in {**then, **now}:
+            if now.get(key) != then.get(key) and not key.startswith(FREE_KEYS):
+                raise ConfigError(
+                    f"{run_dir} was started with {key}={then.get(key)}, not {now.get(key)}; "
+                    f"repeat its command, or choose another run_dir"
+                )
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        replace_text(path, to_yaml(config))
+    except OSError as error:
+        raise ConfigError(f"cannot write run_dir={run_dir}: {error.strerror}; choose another folder") from error
+    return CheckpointStore(run_dir, config.checkpoint)
+
+
+def _tokenizers(run_dir: Path, config: TrainRunConfig) -> TokenizerPair:
+    """The run's tokenizers, made at its first start."""
+    if any(run_dir.glob("tokenizer*.model")):
+        return TokenizerPair.load(run_dir)
+    corpus = read_corpus(config.data)
+    tokenizers = build_tokenizers(config.tokenizer, corpus.src_sentences(), corpus.tgt_sentences())
+    tokenizers.save(run_dir)
+    return tokenizers
+
+
+def _finish(run_dir: Path, config: TrainRunConfig, store: CheckpointStore, validator: Validator) -> None:
+    """Average the last checkpoints, score the result on the validation set, write bleu.json."""
+    results = {}
+    model = validator.translator.model.eval()
+    if config.checkpoint.average_last:
+        paths = [store.path(step) for step in store.steps()[-config.checkpoint.average_last :]]
+        folder = write_average(run_dir, paths)
+        load_model_tensors(model, load_weights(folder), source=folder)
+        averaged = validator.score(validator.translate())
+        logger.info("average of the last %d checkpoints, validation: %s", len(paths), averaged.text)
+        results["average"] = {"checkpoints": len(paths), "bleu": averaged.value, "signature": averaged.signature}
+    best = store.best_step()
+    if best is not None:
+        load_model_tensors(model, load_weights(store.path(best)), source=store.path(best))
+        single = validator.score(validator.translate())
+        logger.info("best checkpoint (step %d), validation: %s", best, single.text)
+        results["best"] = {"step": best, "bleu": single.value, "signature": single.signature}
+    results["decode"] = to_plain(config.decode)
+    replace_text(run_dir / "bleu.json", json.dumps(results, indent=1) + "\n")
+
+
+def _test_data(config: EvalConfig) -> tuple[list[str] | None, list[list[str]], str | None]:
+    """Source lines, reference streams and target language."""
+    if config.test_set is not None:
+        assert config.langpair is not None
+        src, references = load_test_set(config.test_set, config.langpair)
+        return src, references, config.langpair.split("-")[-1]
+    run = load_run_config(config.run_dir) if config.run_dir is not None else None
+    tgt_lang = run.data.tgt_lang if run is not None else None
+    if config.ref:
+        src = list(read_lines(config.src)) if config.src is not None else None
+        return src, [list(read_lines(path)) for path in config.ref], tgt_lang
+    if run is None or run.data.test is None:
+        raise DataError(f"{config.run_dir} has no test set of its own (data.test); give src=FILE and ref=FILE")
+    pairs = list(read_source(run.data.test, run.data))
+    return [pair.src for pair in pairs], [[pair.tgt for pair in pairs]], tgt_lang
+
+
+@contextmanager
+def _input_lines(path: str | None) -> Iterator[Iterator[str]]:
+    if path is not None:
+        yield read_lines(path)
+    else:
+        yield (decode_line(raw)[0] for raw in sys.stdin.buffer)
+
+
+@contextmanager
+def _output(path: str | None) -> Iterator[BinaryIO]:
+    """Standard output, or a file that appears under its name when it is whole."""
+    if path is None:
+        yield sys.stdout.buffer
+        return
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(target)
+    except OSError as error:
+        raise DataError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    with _output(str(path)) as file:
+        file.write(text.encode())
+
+
+def _format(number: int, translation: Translation, kind: NbestFormat) -> str:
+    if kind is NbestFormat.text:
+        return f"{translation.text}\n"
+    return "".join(f"{number}\t{points:.6f}\t{text}\n" for text, points in translation.nbest)
+
+
+def _scores_json(scores: list[Score]) -> str:
+    return json.dumps([{"name": s.name, "score": s.value, "signature": s.signature} for s in scores], indent=1) + "\n"
+
+
+def _flat(values: object, prefix: str = "") -> dict[str, object]:
+    """Dotted keys of nested dicts."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat

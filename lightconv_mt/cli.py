@@ -1,0 +1,109 @@
+"""Entry points: compose the configuration, check it without torch, assemble, run, exit code."""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from lightconv_mt import __version__
+from lightconv_mt.errors import LcmtError
+
+CONFIG_MODULE = "lightconv_mt.config"
+ROOTS = {"train": "TrainRunConfig", "translate": "TranslateConfig", "eval": "EvalConfig"}
+
+
+def train() -> int:
+    """Run `lcmt-train`; returns the exit code."""
+    return main("train", sys.argv[1:])
+
+
+def translate() -> int:
+    """Run `lcmt-translate`; returns the exit code."""
+    return main("translate", sys.argv[1:])
+
+
+def evaluate() -> int:
+    """Run `lcmt-eval`; returns the exit code."""
+    return main("eval", sys.argv[1:])
+
+
+def main(command: str, arguments: list[str]) -> int:
+    """Run a command.
+
+    Args:
+        command: train, translate or eval.
+        arguments: the words after its name on the command line.
+
+    Returns:
+        0 ok, 1 a defect of this program, 2 configuration, 3 data, 4 checkpoint, 5 divergence,
+        130 Ctrl-C, 141 nobody reads the output any more.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("lightconv_mt").setLevel(logging.INFO)
+    try:
+        return _guarded(lambda: _compose_and_run(command, arguments))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _compose_and_run(command: str, arguments: list[str]) -> int:
+    if "--version" in arguments:
+        sys.stdout.write(f"lightconv_mt {__version__}\n")
+        return 0
+    # Slow enough to matter for nothing but --version and Ctrl-C.
+    from lightconv_mt.compose import compose, plain_values
+    from lightconv_mt.schemas import read_name, read_registered
+
+    registers = read_name(CONFIG_MODULE, "REGISTERS")
+    for base, _ in registers.values():
+        read_registered(base.__module__)
+    root = read_name(CONFIG_MODULE, ROOTS[command])
+    codes: list[int] = []
+
+    def job(config: Any) -> None:
+        codes.append(
+            _guarded(
+                lambda: _run(
+                    command, plain_values(config, root=root, registers=registers), root, registers
+                )
+            )
+        )
+
+    compose(command, arguments, job, root=root, registers=registers)
+    return max(codes, default=0)
+
+
+def _run(command: str, plain: dict[str, Any], root: type, registers: Any) -> int:
+    from lightconv_mt.typed import build_typed
+
+    build_typed(
+        root, plain, registers=registers
+    )  # says what is wrong before torch is imported, which takes a second
+
+    from lightconv_mt import assemble, config
+
+    if command == "train":
+        return assemble.train(config.to_typed(config.TrainRunConfig, plain))
+    if command == "translate":
+        return assemble.translate(config.to_typed(config.TranslateConfig, plain))
+    return assemble.evaluate(config.to_typed(config.EvalConfig, plain))
+
+
+def _guarded(function: Callable[[], int]) -> int:
+    """Turn errors into exit codes; those a user can fix take one line."""
+    try:
+        code = function()
+        sys.stdout.flush()
+        return code
+    except LcmtError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return error.exit_code
+    except BrokenPipeError:
+        # Python flushes standard output once more at exit, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception:
+        traceback.print_exc()
+        return 1

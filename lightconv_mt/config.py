@@ -1,0 +1,241 @@
+"""Root configurations: what each command needs to know, joined from the parts' own dataclasses."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lightconv_mt.data.batching import BatchConfig
+from lightconv_mt.data.corpus import CorpusConfig
+from lightconv_mt.data.tokenizer import TokenizerConfig, Vocabulary
+from lightconv_mt.decode.beam_search import DecodeConfig
+from lightconv_mt.errors import CheckpointError, ConfigError
+from lightconv_mt.mixers import MIXERS, MixerConfig
+from lightconv_mt.model.transformer import ModelConfig, Tying
+from lightconv_mt.ops.dispatch import Backend
+from lightconv_mt.train.checkpoint import CheckpointConfig
+from lightconv_mt.train.loop import LoopConfig
+from lightconv_mt.train.optim import OptimConfig
+from lightconv_mt.train.schedule import SCHEDULES, ScheduleConfig
+from lightconv_mt.typed import Registers, build_typed, read_yaml
+
+Root = TypeVar("Root")
+
+# Config groups whose options are classes of their own: type of the field, and register by `name`.
+REGISTERS: Registers = {
+    "model/mixer": (MixerConfig, MIXERS),
+    "schedule": (ScheduleConfig, SCHEDULES),
+}
+
+
+class Device(Enum):
+    """Where to compute; `auto` takes the GPU if there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(Enum):
+    """Number format of the products; parameters and sums stay float32."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Metric(Enum):
+    """SacreBLEU's metrics."""
+
+    bleu = "bleu"
+    chrf = "chrf"
+    ter = "ter"
+
+
+class NbestFormat(Enum):
+    """How translations are written: `text` one line each, `tsv` line number, score and text."""
+
+    text = "text"
+    tsv = "tsv"
+
+
+@dataclass(kw_only=True)
+class RuntimeConfig:
+    """The machine's side of a run; no field changes what is computed beyond rounding."""
+
+    device: Device = Device.auto
+    precision: Precision = Precision.fp32
+    kernels: Backend = Backend.auto
+    threads: int | None = None  # None: as many as torch takes
+    keep_memory: bool = (
+        True  # Linux: the C library keeps freed memory instead of giving it back every step
+    )
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(
+                f"runtime.threads is {self.threads}; give 1 or more, or null for torch's choice"
+            )
+        if self.precision is Precision.fp16 and self.device is Device.cpu:
+            raise ConfigError(
+                "runtime.precision=fp16 needs a GPU; on runtime.device=cpu set fp32 or bf16"
+            )
+
+
+@dataclass(kw_only=True)
+class TrainRunConfig:
+    """`lcmt-train`: everything that decides what a training run computes."""
+
+    run_dir: str
+    seed: int = 1
+    data: CorpusConfig
+    tokenizer: TokenizerConfig
+    batch: BatchConfig
+    model: ModelConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    train: LoopConfig
+    checkpoint: CheckpointConfig
+    decode: DecodeConfig  # of the translations made at validation
+    runtime: RuntimeConfig
+
+    def __post_init__(self) -> None:
+        _check_run_dir(self.run_dir)
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; give 0 or more")
+        if self.model.tying is Tying.all and self.tokenizer.vocabulary is Vocabulary.separate:
+            raise ConfigError(
+                "model.tying=all needs one vocabulary, but tokenizer.vocabulary is separate; "
+                "set model.tying=decoder or tokenizer.vocabulary=joint"
+            )
+
+
+@dataclass(kw_only=True)
+class TranslateConfig:
+    """`lcmt-translate`: one line of text in, one line of text out."""
+
+    run_dir: str
+    input: str | None = None  # None: standard input
+    output: str | None = None  # None: standard output
+    checkpoint: str = "auto"  # auto (average, else best, else last), average, best, last, or a step
+    nbest_format: NbestFormat = NbestFormat.text
+    max_tokens: int = 4096  # of a batch, padding included
+    max_source_tokens: int = 1024  # longer lines are cut, and counted
+    chunk_lines: int = 1000  # read, sorted by length and translated together
+    decode: DecodeConfig
+    runtime: RuntimeConfig
+
+    def __post_init__(self) -> None:
+        _check_run_dir(self.run_dir)
+        _check_checkpoint(self.checkpoint)
+        _check_positive(self, "max_tokens", "max_source_tokens", "chunk_lines")
+        if self.nbest_format is NbestFormat.text and self.decode.nbest > 1:
+            raise ConfigError(
+                f"decode.nbest is {self.decode.nbest}, but text has one line for each input; "
+                f"set nbest_format=tsv"
+            )
+
+
+@dataclass(kw_only=True)
+class EvalConfig:
+    """`lcmt-eval`: score translations that a run makes, or that `hyp` holds, against references.
+
+    What is scored: `hyp` against `ref`; a run's translations of `src` against `ref`; of `test_set`;
+    or, with `run_dir` alone, of the test set of the run's own configuration.
+    """
+
+    run_dir: str | None = None
+    src: str | None = None
+    ref: list[str] = field(default_factory=list)  # one file for each reference
+    hyp: str | None = None
+    test_set: str | None = None  # SacreBLEU's name, such as wmt14/full
+    langpair: str | None = None  # such as en-de
+    metrics: list[Metric] = field(default_factory=lambda: [Metric.bleu, Metric.chrf, Metric.ter])
+    tokenize: str | None = None  # None: SacreBLEU's choice for the metric and language
+    lowercase: bool = False
+    output: str | None = None  # writes the translations
+    json: str | None = None  # writes the scores
+    checkpoint: str = "auto"
+    max_tokens: int = 4096
+    max_source_tokens: int = 1024
+    decode: DecodeConfig
+    runtime: RuntimeConfig
+
+    def __post_init__(self) -> None:
+        _check_checkpoint(self.checkpoint)
+        _check_positive(self, "max_tokens", "max_source_tokens")
+        if self.run_dir is None and self.hyp is None:
+            raise ConfigError(
+                "nothing to score; give run_dir=RUN (a run folder) or hyp=FILE (translations)"
+            )
+        if self.run_dir is not None and self.hyp is not None:
+            raise ConfigError(
+                "both run_dir and hyp are given; score a run or existing translations, not both"
+            )
+        if self.test_set is not None and (self.src is not None or self.ref):
+            raise ConfigError(
+                "test_set brings its own source and references; leave out src and ref, or test_set"
+            )
+        if (self.test_set is None) != (self.langpair is None):
+            raise ConfigError(
+                "test_set and langpair go together, such as test_set=wmt14/full langpair=en-de"
+            )
+        if self.hyp is not None and self.test_set is None and not self.ref:
+            raise ConfigError("hyp needs references; give ref=FILE, or test_set and langpair")
+        if self.src is not None and not self.ref:
+            raise ConfigError(
+                "src needs references; give ref=FILE, or use lcmt-translate to translate only"
+            )
+        if self.run_dir is not None and self.ref and self.src is None:
+            raise ConfigError("ref needs the source to translate; give src=FILE as well")
+        if not self.metrics:
+            raise ConfigError("metrics is empty; give at least one of bleu, chrf, ter")
+
+
+def to_typed(root: type[Root], plain: dict[str, Any]) -> Root:
+    """Build a root configuration from plain values; `name` picks the class of mixer and schedule.
+
+    Raises:
+        ConfigError: on an unknown key (naming the nearest), a missing or mistyped value, or values
+            that contradict each other.
+    """
+    return build_typed(root, plain, registers=REGISTERS)
+
+
+def load_run_config(run_dir: str | Path) -> TrainRunConfig:
+    """Read the configuration a run was trained with from its folder; runs no code of it.
+
+    Raises:
+        CheckpointError: when there is none, or it does not fit this version of the library.
+    """
+    path = Path(run_dir) / "config.yaml"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{run_dir} is no run folder: it has no config.yaml; give the run_dir of a training run"
+        )
+    try:
+        return to_typed(TrainRunConfig, read_yaml(path))
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _check_run_dir(run_dir: str) -> None:
+    if not run_dir.strip():
+        raise ConfigError(
+            "run_dir is empty; give the folder of the run, such as run_dir=runs/first"
+        )
+
+
+def _check_checkpoint(checkpoint: str) -> None:
+    if checkpoint not in ("auto", "average", "best", "last") and not (
+        checkpoint.isascii() and checkpoint.isdigit()
+    ):
+        raise ConfigError(
+            f"checkpoint is {checkpoint!r}; give auto, average, best, last or a step number"
+        )
+
+
+def _check_positive(config: TranslateConfig | EvalConfig, *keys: str) -> None:
+    for key in keys:
+        if getattr(config, key) < 1:
+            raise ConfigError(f"{key} is {getattr(config, key)}; give 1 or more")

@@ -1,0 +1,170 @@
+"""Length buckets under a token budget; the order is a pure function of (seed, epoch, index)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightconv_mt.data.encoded import EncodedPairs
+from lightconv_mt.data.tokenizer import SpecialIds, TokenizerPair
+from lightconv_mt.errors import ConfigError, DataError
+
+
+@dataclass(kw_only=True)
+class BatchConfig:
+    """How sentences share a micro-batch."""
+
+    max_tokens: int = 4096  # a side, padding included
+    max_sentences: int | None = None
+    max_length: int = 1024  # tokens a side; longer pairs are dropped
+    pad_multiple: int = 1
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("max_tokens", "max_length", "pad_multiple"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"batch.{key} is {getattr(self, key)}; give 1 or more")
+        if self.max_sentences is not None and self.max_sentences < 1:
+            raise ConfigError(f"batch.max_sentences is {self.max_sentences}; give 1 or more, or null for no limit")
+        if self.num_workers < 0:
+            raise ConfigError(f"batch.num_workers is {self.num_workers}; give 0 or more")
+        if self.max_length > self.max_tokens:
+            raise ConfigError(
+                f"batch.max_length is {self.max_length}, more than batch.max_tokens ({self.max_tokens}); lower it"
+            )
+
+
+@dataclass
+class Batch:
+    """Sentence pairs padded on the right.
+
+    Attributes:
+        src: (B, S) int64, ends in EOS.
+        src_mask: (B, S) bool.
+        tgt_in: (B, T) int64, begins with BOS.
+        tgt_out: (B, T) int64, ends in EOS.
+        tgt_mask: (B, T) bool.
+        num_tokens: real target tokens.
+        indices: of the pairs in the corpus.
+    """
+
+    src: Tensor
+    src_mask: Tensor
+    tgt_in: Tensor
+    tgt_out: Tensor
+    tgt_mask: Tensor
+    num_tokens: int
+    indices: list[int]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on another device."""
+        tensors = (self.src, self.src_mask, self.tgt_in, self.tgt_out, self.tgt_mask)
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.num_tokens, self.indices)
+
+
+class TokenBatcher:
+    """Gives the batch of every (epoch, index)."""
+
+    def __init__(
+        self,
+        pairs: EncodedPairs,
+        config: BatchConfig,
+        *,
+        tokenizers: TokenizerPair,
+        seed: int,
+        sampling: float = 0.0,
+        weights: Sequence[float] | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        """Keep the parts; see `TokenizerConfig.sampling`, `SourceConfig.weight` and `CorpusConfig.temperature`."""
+        self.pairs, self.config, self.tokenizers = pairs, config, tokenizers
+        self.seed, self.sampling = seed, sampling
+        longest = np.maximum(pairs.src_lengths, pairs.tgt_lengths)
+        self._fits = longest <= config.max_length
+        self.num_dropped = int((~self._fits).sum())
+        if not self._fits.any():
+            raise DataError(f"every training pair has more than batch.max_length={config.max_length} tokens")
+        self._plan: tuple[int, list[NDArray[np.int64]]] = (-1, [])
+
+    def num_batches(self, epoch: int) -> int:
+        """Micro-batches of an epoch."""
+        return len(self._batches(epoch))
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """One micro-batch."""
+        indices = self._batches(epoch)[index].tolist()
+        if self.sampling:
+            seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
+            texts = self.pairs.texts(indices)
+            sides = [
+                [[*ids, tokenizer.ids.eos] for ids in tokenizer.encode_sampled(side, alpha=self.sampling, seed=seed)]
+                for tokenizer, side in zip(
+                    (self.tokenizers.src, self.tokenizers.tgt), zip(*texts, strict=True), strict=True
+                )
+            ]
+            rows = [
+                (src[: self.config.max_length], tgt[: self.config.max_length]) for src, tgt in zip(*sides, strict=True)
+            ]
+        else:
+            rows = self.pairs.get(indices)  # type: ignore[assignment]
+        ids = self.tokenizers.src.ids, self.tokenizers.tgt.ids
+        return collate(rows, *ids, indices=indices, pad_multiple=self.config.pad_multiple)
+
+    def iterate(self, epoch: int, start_index: int = 0) -> Iterator[Batch]:
+        """Micro-batches of an epoch from an index on."""
+        for index in range(start_index, self.num_batches(epoch)):
+            yield self.batch(epoch, index)
+
+    def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
+        if self._plan[0] != epoch:
+            generator = np.random.default_rng([self.seed, epoch])
+            order = generator.permutation(np.flatnonzero(self._fits))
+            batches = pack_by_length(order, self.pairs.src_lengths, self.pairs.tgt_lengths, self.config)
+            self._plan = (epoch, [batches[place] for place in generator.permutation(len(batches))])
+        return self._plan[1]
+
+
+def pack_by_length(
+    order: NDArray[np.int64], src_lengths: NDArray[np.int32], tgt_lengths: NDArray[np.int32], config: BatchConfig
+) -> list[NDArray[np.int64]]:
+    """Cut pairs, sorted by length, into batches under the budget; equal lengths keep their order."""
+    longest = np.maximum(src_lengths[order], tgt_lengths[order])
+    order = order[np.lexsort((src_lengths[order], tgt_lengths[order], longest))]
+    batches, start, width = [], 0, 0
+    for place, index in enumerate(order):
+        length = max(int(src_lengths[index]), int(tgt_lengths[index]))
+        wider = max(width, -(-length // config.pad_multiple) * config.pad_multiple)
+        count = place - start + 1
+        if count > 1 and (wider * count > config.max_tokens or count > (config.max_sentences or count)):
+            batches.append(order[start:place])
+            start, wider = place, length
+        width = wider
+    return [*batches, order[start:]]
+
+
+def collate(
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    src_ids: SpecialIds,
+    tgt_ids: SpecialIds,
+    *,
+    indices: list[int] | None = None,
+    pad_multiple: int = 1,
+) -> Batch:
+    """Pad pairs of ids, EOS at the end of both sides, into a batch."""
+    src = _pad([src for src, _ in rows], src_ids.pad, pad_multiple)
+    tgt_out = _pad([tgt for _, tgt in rows], tgt_ids.pad, pad_multiple)
+    tgt_mask = tgt_out != tgt_ids.pad
+    tgt_in = torch.cat([torch.full((len(rows), 1), tgt_ids.bos), tgt_out[:, :-1]], dim=1)
+    tgt_in[~tgt_mask] = tgt_ids.pad
+    return Batch(src, src != src_ids.pad, tgt_in, tgt_out, tgt_mask, int(tgt_mask.sum()), indices or [])
+
+
+def _pad(rows: Sequence[Sequence[int]], pad: int, multiple: int) -> Tensor:
+    width = -(-max(map(len, rows)) // multiple) * multiple
+    padded = np.full((len(rows), width), pad, dtype=np.int64)
+    for place, row in enumerate(rows):
+        padded[place, : len(row)] = row
+    return torch.from_numpy(padded)

@@ -1,0 +1,243 @@
+"""Parallel sentences: from files, the `datasets` package or the embedded generator; filtered and counted."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightconv_mt.data.lines import BadUtf8, read_lines
+from lightconv_mt.errors import ConfigError, DataError
+
+EXAMPLES_PER_RULE = 3
+
+
+class SourceFormat(Enum):
+    """Where parallel sentences come from."""
+
+    cldr = "cldr"
+    text = "text"
+    tsv = "tsv"
+    json = "json"
+    parquet = "parquet"
+    hub = "hub"
+
+
+@dataclass(kw_only=True)
+class SourceConfig:
+    """One parallel source.
+
+    `text` reads the two line-aligned files src and tgt. The other formats read `path`; there src and tgt name columns:
+    numbers from 0 for tsv, names for json, parquet and hub (dots reach into nested fields, as in translation.en).
+    """
+
+    format: SourceFormat
+    src: str | None = None
+    tgt: str | None = None
+    path: str | None = None
+    subset: str | None = None
+    split: str | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0.0:
+            raise ConfigError(f"the weight of a data source is {self.weight}; give a positive number")
+        if self.format is SourceFormat.text and (not self.src or not self.tgt):
+            raise ConfigError("a data source of format text needs two files; give src=FILE and tgt=FILE")
+        if self.format not in (SourceFormat.text, SourceFormat.cldr) and not self.path:
+            raise ConfigError(f"a data source of format {self.format.name} needs path=...")
+
+
+@dataclass(kw_only=True)
+class FilterConfig:
+    """Which training pairs are dropped before tokenising; validation and test data are never filtered."""
+
+    max_words: int = 250
+    max_chars: int = 2000
+    max_ratio: float = 9.0  # of word counts, where both sides have more than five
+    drop_duplicates: bool = True
+    drop_copies: bool = False  # pairs whose two sides are the same
+
+    def __post_init__(self) -> None:
+        for key in ("max_words", "max_chars"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"data.filter.{key} is {getattr(self, key)}; give 1 or more")
+        if not self.max_ratio >= 1.0:
+            raise ConfigError(f"data.filter.max_ratio is {self.max_ratio}; give 1 or more")
+
+
+@dataclass(kw_only=True)
+class CorpusConfig:
+    """Training sources by name, validation and test data."""
+
+    src_lang: str
+    tgt_lang: str
+    train: dict[str, SourceConfig]
+    valid: SourceConfig
+    test: SourceConfig | None = None
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    on_bad_utf8: BadUtf8 = BadUtf8.replace
+    temperature: float = 1.0  # above 1 draws small sources more often
+    cache_dir: str | None = None  # None: lightconv_mt in $XDG_CACHE_HOME or ~/.cache
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise ConfigError("data.train has no source; give at least one")
+        if not self.temperature >= 1.0:
+            raise ConfigError(f"data.temperature is {self.temperature}; give 1 or more")
+
+    def cache_folder(self) -> Path:
+        """Where prepared data is kept between runs."""
+        if self.cache_dir is not None:
+            return Path(self.cache_dir)
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightconv_mt"
+
+
+class SentencePair(NamedTuple):
+    """A sentence and its translation."""
+
+    src: str
+    tgt: str
+
+
+@dataclass
+class FilterReport:
+    """How many pairs each rule dropped, with examples."""
+
+    kept: Counter[str] = field(default_factory=Counter)
+    dropped: dict[str, Counter[str]] = field(default_factory=dict)
+    examples: dict[tuple[str, str], list[SentencePair]] = field(default_factory=dict)
+
+    def drop(self, source: str, rule: str, pair: SentencePair) -> None:
+        """Count a dropped pair."""
+        self.dropped.setdefault(source, Counter())[rule] += 1
+        shown = self.examples.setdefault((source, rule), [])
+        if len(shown) < EXAMPLES_PER_RULE:
+            shown.append(pair)
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        for source, kept in self.kept.items():
+            yield f"{source}: {kept:,} pairs kept"
+            for rule, count in self.dropped.get(source, Counter()).most_common():
+                yield f"{source}: {count:,} pairs dropped: {rule}"
+                for pair in self.examples[source, rule]:
+                    yield f"    {pair.src[:80]!r} | {pair.tgt[:80]!r}"
+
+
+class Corpus:
+    """Training pairs of every source, read and filtered anew on each pass, so nothing needs to fit in memory."""
+
+    def __init__(self, config: CorpusConfig) -> None:
+        """Keep the configuration; nothing is read yet."""
+        self.config = config
+        self.report = FilterReport()
+
+    def pairs(self) -> Iterator[tuple[str, SentencePair]]:
+        """Source name and pair, source by source; fills `report`."""
+        self.report = FilterReport()
+        seen: set[bytes] = set()
+        for name, source in self.config.train.items():
+            for pair in read_source(source, self.config):
+                rule = _broken_rule(pair, self.config.filter, seen)
+                if rule is None:
+                    self.report.kept[name] += 1
+                    yield name, pair
+                else:
+                    self.report.drop(name, rule, pair)
+        if not self.report.kept:
+            raise DataError("no training pair is left after filtering; see data.filter and the data report")
+
+    def digest(self) -> str:
+        """sha256 over every pair that training reads, names of the sources included."""
+        digest = hashlib.sha256()
+        for name, pair in self.pairs():
+            digest.update("\0".join((name, *pair, "")).encode("utf-8", "replace"))
+        return digest.hexdigest()
+
+    def src_sentences(self) -> Iterator[str]:
+        """Source sides."""
+        return (pair.src for _, pair in self.pairs())
+
+    def tgt_sentences(self) -> Iterator[str]:
+        """Target sides."""
+        return (pair.tgt for _, pair in self.pairs())
+
+
+def read_corpus(config: CorpusConfig) -> Corpus:
+    """The training corpus of a configuration."""
+    return Corpus(config)
+
+
+def read_source(config: SourceConfig, corpus: CorpusConfig) -> Iterator[SentencePair]:
+    """Pairs of one source, unfiltered.
+
+    Raises:
+        DataError: when it cannot be read, or the two sides have different numbers of lines.
+    """
+    return _READERS[config.format](config, corpus)
+
+
+def _read_text(config: SourceConfig, corpus: CorpusConfig) -> Iterator[SentencePair]:
+    assert config.src is not None and config.tgt is not None
+    sides = (read_lines(path, on_bad_utf8=corpus.on_bad_utf8) for path in (config.src, config.tgt))
+    counts = [0, 0]
+    for pair in zip_longest(*sides):
+        for side, text in enumerate(pair):
+            counts[side] += text is not None
+        if counts[0] == counts[1]:
+            yield SentencePair(*pair)
+    if counts[0] != counts[1]:
+        raise DataError(
+            f"{config.src} has {counts[0]:,} lines but {config.tgt} has {counts[1]:,}; "
+            f"line n of one must be the translation of line n of the other"
+        )
+
+
+def _read_tsv(config: SourceConfig, corpus: CorpusConfig) -> Iterator[SentencePair]:
+    assert config.path is not None
+    src, tgt = _column_number(config.src, 0), _column_number(config.tgt, 1)
+    for number, line in enumerate(read_lines(config.path, on_bad_utf8=corpus.on_bad_utf8), start=1):
+        cells = line.split("\t")
+        if len(cells) <= max(src, tgt):
+            raise DataError(
+                f"{config.path}, line {number}: {len(cells)} columns, but columns {src} and {tgt} (from 0) are wanted"
+            )
+        yield SentencePair(cells[src], cells[tgt])
+
+
+def _column_number(value: str | None, default: int) -> int:
+    if value is None:
+        return default
+    if not value.isdigit():
+        raise ConfigError(f"a column of a tsv source is {value!r}; give its number, from 0")
+    return int(value)
+
+
+def _broken_rule(pair: SentencePair, config: FilterConfig, seen: set[bytes]) -> str | None:
+    """The first rule that drops the pair."""
+    if not pair.src.strip() or not pair.tgt.strip():
+        return "empty side"
+    words = [len(side.split()) for side in pair]
+    if max(words) > config.max_words or max(map(len, pair)) > config.max_chars:
+        return f"longer than {config.max_words} words or {config.max_chars} characters"
+    if min(words) > 5 and max(words) / min(words) > config.max_ratio:
+        return f"length ratio above {config.max_ratio:g}"
+    if config.drop_copies and pair.src == pair.tgt:
+        return "target copies the source"
+    if config.drop_duplicates:
+        digest = hashlib.blake2b("\0".join(pair).encode("utf-8", "replace"), digest_size=8).digest()
+        if digest in seen:
+            return "duplicate"
+        seen.add(digest)
+    return None
+
+
+_READERS: dict[SourceFormat, Callable[[SourceConfig, CorpusConfig], Iterator[SentencePair]]] = {
+    SourceFormat.text: _read_text,
+    SourceFormat.tsv: _read_tsv,
+}

@@ -1,0 +1,118 @@
+"""Tokenised pairs in a memory-mapped Arrow file, cached by the digests of corpus and tokenizer."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightconv_mt.data.corpus import Corpus, SentencePair
+from lightconv_mt.data.tokenizer import TokenizerPair
+
+if TYPE_CHECKING:
+    import pyarrow
+
+logger = logging.getLogger(__name__)
+
+ROWS_PER_BATCH = 10_000
+_FORMAT = 1  # raised when the layout changes, so that old caches are not read
+
+
+class EncodedPairs:
+    """Token ids of sentence pairs, EOS at the end of both sides, read from disk as they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Map the Arrow file."""
+        import pyarrow
+
+        self._table = pyarrow.ipc.open_file(pyarrow.memory_map(str(path))).read_all()
+        metadata = self._table.schema.metadata or {}
+        self.source_sizes: list[int] = json.loads(metadata[b"source_sizes"])
+        self.source_names: list[str] = json.loads(metadata[b"source_names"])
+        self._columns = {side: _flat_column(self._table, side) for side in ("src", "tgt")}
+        self.src_lengths, self.tgt_lengths = (
+            np.concatenate([np.diff(offsets) for _, offsets in self._columns[side]] or [np.zeros(0)]).astype(np.int32)
+            for side in ("src", "tgt")
+        )
+        self._starts = np.cumsum([0, *(len(offsets) - 1 for _, offsets in self._columns["src"])])
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.src_lengths)
+
+    def get(self, indices: Sequence[int]) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+        """Ids of the pairs, EOS included."""
+        return [(self._row("src", index), self._row("tgt", index)) for index in indices]
+
+    def texts(self, indices: Sequence[int]) -> list[SentencePair]:
+        """The pairs as text."""
+        src, tgt = self._table.column("src_text"), self._table.column("tgt_text")
+        return [SentencePair(src[index].as_py(), tgt[index].as_py()) for index in indices]
+
+    def _row(self, side: str, index: int) -> NDArray[np.int32]:
+        batch = int(np.searchsorted(self._starts, index, side="right")) - 1
+        values, offsets = self._columns[side][batch]
+        start, end = offsets[index - self._starts[batch] :][:2]
+        return values[start:end]
+
+
+def encode_corpus(corpus: Corpus, tokenizers: TokenizerPair) -> EncodedPairs:
+    """Tokenise the training corpus once; a second call with the same text and tokenizer reads the cache."""
+    digest = hashlib.sha256(f"{_FORMAT} {corpus.digest()} {tokenizers.digest}".encode()).hexdigest()[:32]
+    folder = corpus.config.cache_folder() / "encoded" / digest
+    if not (folder / "pairs.arrow").exists():
+        temporary = folder.with_name(f".{digest}.tmp-{os.getpid()}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write(corpus, tokenizers, temporary / "pairs.arrow")
+        (temporary / "report.txt").write_text("\n".join(corpus.report.lines()) + "\n")
+        try:
+            os.replace(temporary, folder)
+        except OSError:
+            # Another process was first; its content is the same.
+            if not (folder / "pairs.arrow").exists():
+                raise
+            shutil.rmtree(temporary)
+    for line in (folder / "report.txt").read_text().splitlines():
+        logger.info("data: %s", line)
+    return EncodedPairs(folder / "pairs.arrow")
+
+
+def _write(corpus: Corpus, tokenizers: TokenizerPair, path: Path) -> None:
+    import pyarrow as pa
+
+    fields = [("src", pa.list_(pa.int32())), ("tgt", pa.list_(pa.int32())), ("src_text", pa.string()), ("tgt_text", pa.string())]
+    schema = pa.schema(fields)
+    body = path.with_suffix(".body")
+    with pa.OSFile(str(body), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        pairs = corpus.pairs()
+        while rows := list(islice(pairs, ROWS_PER_BATCH)):
+            texts = [[pair.src for _, pair in rows], [pair.tgt for _, pair in rows]]
+            ids = [
+                [[*row, tokenizer.ids.eos] for row in tokenizer.encode_batch(side)]
+                for tokenizer, side in zip((tokenizers.src, tokenizers.tgt), texts, strict=True)
+            ]
+            arrays = [pa.array(values, type=kind) for values, (_, kind) in zip([*ids, *texts], fields, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+    names = list(corpus.report.kept)
+    metadata = {"source_names": json.dumps(names), "source_sizes": json.dumps([corpus.report.kept[n] for n in names])}
+    table = pa.ipc.open_file(pa.memory_map(str(body))).read_all().replace_schema_metadata(metadata)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    body.unlink()
+
+
+def _flat_column(table: "pyarrow.Table", name: str) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """Values and offsets of every chunk, without copying."""
+    return [
+        (chunk.values.to_numpy(zero_copy_only=True), chunk.offsets.to_numpy(zero_copy_only=True))
+        for chunk in table.column(name).chunks
+    ]

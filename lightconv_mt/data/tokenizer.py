@@ -1,0 +1,279 @@
+"""SentencePiece: train, load, encode, decode."""
+
+import hashlib
+import io
+import logging
+import random
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+
+import sentencepiece
+
+from lightconv_mt.errors import CheckpointError, ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+
+class TokenizerKind(Enum):
+    """SentencePiece's model types that this library trains."""
+
+    unigram = "unigram"
+    bpe = "bpe"
+
+
+class Vocabulary(Enum):
+    """One vocabulary for both languages, or one each."""
+
+    joint = "joint"
+    separate = "separate"
+
+
+@dataclass(kw_only=True)
+class TokenizerConfig:
+    """How text is cut into pieces; given `.model` files are used as they are."""
+
+    kind: TokenizerKind = TokenizerKind.bpe
+    vocab_size: int = 8000
+    vocabulary: Vocabulary = Vocabulary.joint
+    byte_fallback: bool = True
+    character_coverage: float = 1.0
+    normalization: str = "nmt_nfkc"
+    sample_sentences: int = 2_000_000  # that the vocabulary is learned from, drawn with `seed`
+    seed: int = 1
+    num_threads: int = 1  # unigram vocabularies depend on it, so it is pinned
+    src_model: str | None = None  # a given SentencePiece model; alone it serves both sides
+    tgt_model: str | None = None
+    sampling: float = 0.0  # in training only: BPE-dropout probability, or the unigram sampler's alpha
+
+    def __post_init__(self) -> None:
+        for key in ("vocab_size", "sample_sentences", "num_threads"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"tokenizer.{key} is {getattr(self, key)}; give 1 or more")
+        if not 0.9 <= self.character_coverage <= 1.0:
+            raise ConfigError(f"tokenizer.character_coverage is {self.character_coverage}; give 0.9 to 1.0")
+        if not 0.0 <= self.sampling < 1.0:
+            raise ConfigError(f"tokenizer.sampling is {self.sampling}; give a value in [0, 1)")
+        if self.tgt_model is not None and self.src_model is None:
+            raise ConfigError("tokenizer.tgt_model is given without tokenizer.src_model; give both, or src_model alone")
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids of the tokens that stand for no text."""
+
+    bos: int
+    pad: int
+    eos: int
+    unk: int
+
+
+# The numbering of published fairseq models, so that their embeddings need no shuffling.
+TRAINED_IDS = SpecialIds(bos=0, pad=1, eos=2, unk=3)
+
+
+class Tokenizer:
+    """One SentencePiece model; encoding adds neither BOS nor EOS."""
+
+    def __init__(self, model: bytes, *, name: str) -> None:
+        """Load a serialised model.
+
+        Args:
+            model: the bytes of a .model file.
+            name: what errors call it.
+
+        Raises:
+            DataError: when it is empty, broken or lacks BOS, EOS or the unknown piece.
+        """
+        self.model = model
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except (RuntimeError, TypeError) as error:
+            raise DataError(f"{name} is no SentencePiece model; give a .model file that spm_train made") from error
+        if not self._processor.get_piece_size():
+            raise DataError(f"{name} is an empty SentencePiece model; give a .model file that spm_train made")
+        special = {"BOS": self._processor.bos_id(), "EOS": self._processor.eos_id()}
+        for token, number in special.items():
+            if number < 0:
+                raise DataError(f"{name} has no {token} piece; train it with {token.lower()}_id set")
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        """Read a .model file."""
+        try:
+            return cls(path.read_bytes(), name=str(path))
+        except OSError as error:
+            raise DataError(f"cannot read the SentencePiece model {path}: {error.strerror}") from error
+
+    @cached_property
+    def ids(self) -> SpecialIds:
+        """Special ids; a model without a padding piece gets one after its last."""
+        processor = self._processor
+        pad = processor.pad_id() if processor.pad_id() >= 0 else processor.get_piece_size()
+        return SpecialIds(bos=processor.bos_id(), pad=pad, eos=processor.eos_id(), unk=processor.unk_id())
+
+    @property
+    def vocab_size(self) -> int:
+        """V, padding included."""
+        return max(int(self._processor.get_piece_size()), self.ids.pad + 1)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the model."""
+        return hashlib.sha256(self.model).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a sentence."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of several sentences."""
+        encoded: list[list[int]] = self._processor.encode([_encodable(text) for text in texts])
+        return encoded
+
+    def encode_sampled(self, texts: Sequence[str], *, alpha: float, seed: int) -> list[list[int]]:
+        """Ids of one random segmentation of each sentence: BPE-dropout, or sampling from a unigram lattice.
+
+        Args:
+            texts: sentences.
+            alpha: BPE-dropout probability, or smoothing of the unigram sampler.
+            seed: decides the result.
+        """
+        encoded: list[list[int]] = []
+
+        def run() -> None:
+            for text in texts:
+                encoded.append(
+                    self._processor.encode(_encodable(text), enable_sampling=True, alpha=alpha, nbest_size=-1)
+                )
+
+        # SentencePiece seeds a generator once a thread, so a new thread makes the result a function of the seed.
+        sentencepiece.set_random_generator_seed(seed % (2**32 - 2) + 1)
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        return encoded
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; special ones are dropped."""
+        special = {self.ids.bos, self.ids.pad, self.ids.eos}
+        text: str = self._processor.decode([number for number in ids if number not in special])
+        return text
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The pieces' own spelling."""
+        size = self._processor.get_piece_size()
+        return [self._processor.id_to_piece(number) if number < size else "<pad>" for number in ids]
+
+
+@dataclass(frozen=True)
+class TokenizerPair:
+    """Source and target tokenizer, one and the same for a joint vocabulary."""
+
+    src: Tokenizer
+    tgt: Tokenizer
+
+    @property
+    def joint(self) -> bool:
+        """Whether both sides share one model."""
+        return self.src.digest == self.tgt.digest
+
+    @property
+    def digest(self) -> str:
+        """sha256 of both."""
+        return hashlib.sha256((self.src.digest + self.tgt.digest).encode()).hexdigest()
+
+    def save(self, run_dir: Path) -> None:
+        """Write `tokenizer.model`, or `tokenizer.src.model` and `tokenizer.tgt.model`."""
+        models = {"": self.src} if self.joint else {".src": self.src, ".tgt": self.tgt}
+        for side, tokenizer in models.items():
+            path = run_dir / f"tokenizer{side}.model"
+            temporary = path.with_suffix(".tmp")
+            temporary.write_bytes(tokenizer.model)
+            temporary.replace(path)
+
+    @classmethod
+    def load(cls, run_dir: Path) -> "TokenizerPair":
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: when a model is missing or broken.
+        """
+        try:
+            if (run_dir / "tokenizer.model").exists():
+                both = Tokenizer.load(run_dir / "tokenizer.model")
+                return cls(both, both)
+            return cls(Tokenizer.load(run_dir / "tokenizer.src.model"), Tokenizer.load(run_dir / "tokenizer.tgt.model"))
+        except DataError as error:
+            raise CheckpointError(f"{run_dir} has no usable tokenizer: {error}") from error
+
+
+def build_tokenizers(
+    config: TokenizerConfig, src_sentences: Iterable[str], tgt_sentences: Iterable[str]
+) -> TokenizerPair:
+    """Load the given models or train new ones on the sentences."""
+    if config.src_model is not None:
+        src = Tokenizer.load(Path(config.src_model))
+        return TokenizerPair(src, Tokenizer.load(Path(config.tgt_model)) if config.tgt_model else src)
+    if config.vocabulary is Vocabulary.joint:
+        both = train_tokenizer(config, chain(src_sentences, tgt_sentences))
+        return TokenizerPair(both, both)
+    return TokenizerPair(train_tokenizer(config, src_sentences), train_tokenizer(config, tgt_sentences))
+
+
+def train_tokenizer(config: TokenizerConfig, sentences: Iterable[str]) -> Tokenizer:
+    """Learn a vocabulary from a seeded sample of the sentences.
+
+    Raises:
+        DataError: when there is no text or too little for the asked vocabulary size.
+    """
+    sample = _draw_sample(sentences, config.sample_sentences, config.seed)
+    if not sample:
+        raise DataError("no text to learn a vocabulary from; check the training data")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sample),
+            model_writer=model,
+            model_type=config.kind.value,
+            vocab_size=config.vocab_size,
+            byte_fallback=config.byte_fallback,
+            character_coverage=config.character_coverage,
+            normalization_rule_name=config.normalization,
+            num_threads=config.num_threads,
+            bos_id=TRAINED_IDS.bos,
+            pad_id=TRAINED_IDS.pad,
+            eos_id=TRAINED_IDS.eos,
+            unk_id=TRAINED_IDS.unk,
+            max_sentence_length=1 << 16,
+            minloglevel=2,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        cause = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"cannot learn {config.vocab_size} pieces from {len(sample)} sentences ({cause}); "
+            f"lower tokenizer.vocab_size or give more text"
+        ) from error
+    return Tokenizer(model.getvalue(), name="the new tokenizer")
+
+
+def _draw_sample(sentences: Iterable[str], size: int, seed: int) -> list[str]:
+    """A uniform sample of non-empty sentences in their order (reservoir sampling)."""
+    generator = random.Random(seed)
+    kept: list[tuple[int, str]] = []
+    for index, text in enumerate(_encodable(text) for text in sentences if text.strip()):
+        if len(kept) < size:
+            kept.append((index, text))
+        elif (place := generator.randrange(index + 1)) < size:
+            kept[place] = (index, text)
+    return [text for _, text in sorted(kept)]
+
+
+def _encodable(text: str) -> str:
+    """SentencePiece takes neither lone surrogates nor line breaks inside a sentence."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\n", " ")

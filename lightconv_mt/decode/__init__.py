@@ -1,0 +1,1 @@
+"""Model to text: beam search over logits, and the translator around it."""

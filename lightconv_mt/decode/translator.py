@@ -1,0 +1,222 @@
+"""Strings in, strings out: batches source lines, searches, and puts the outputs back in order."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from lightconv_mt.data.tokenizer import TokenizerPair
+from lightconv_mt.decode.beam_search import DecodeConfig, Hypothesis, beam_search
+from lightconv_mt.model.transformer import Seq2SeqTransformer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Translation:
+    """The output for one line.
+
+    Attributes:
+        text: the best output, without line breaks; empty for an empty line.
+        score: its length-normalised log-probability (natural logarithm); 0 for an empty line.
+        nbest: up to decode.nbest (text, score), best first; the first is the above.
+    """
+
+    text: str
+    score: float
+    nbest: tuple[tuple[str, float], ...]
+
+
+@dataclass
+class TranslationReport:
+    """What happened to the lines translated so far.
+
+    Attributes:
+        lines: lines seen.
+        empty: lines with nothing to translate; their output is empty.
+        truncated: lines longer than the model is given; their end is not translated.
+        line_breaks: outputs in which a line break was replaced by a space.
+        failed: lines without any output (the model gave no finite probability).
+    """
+
+    lines: int = 0
+    empty: int = 0
+    truncated: int = 0
+    line_breaks: int = 0
+    failed: int = 0
+
+    @property
+    def text(self) -> str:
+        """All counts that are not zero, on one line."""
+        counts = {field.name: getattr(self, field.name) for field in fields(self)}
+        named = [f"{name.replace('_', ' ')} {n:,}" for name, n in counts.items() if n]
+        return ", ".join(named) or "lines 0"
+
+
+class Translator:
+    """Translates lines with one model; output has as many lines as the input, in its order.
+
+    Attributes:
+        report: counts over everything this translator has done.
+    """
+
+    def __init__(
+        self,
+        model: Seq2SeqTransformer,
+        tokenizers: TokenizerPair,
+        *,
+        device: torch.device,
+        precision: torch.dtype | None = None,
+        max_source_tokens: int = 1024,
+    ) -> None:
+        """Translate with a model that is on `device` already.
+
+        Args:
+            model: put into evaluation mode while it translates, and back.
+            tokenizers: those it was trained with.
+            device: where it computes.
+            precision: of autocast, such as torch.bfloat16; None or float32 is off.
+            max_source_tokens: longer sources are cut to this many tokens, EOS included.
+        """
+        assert max_source_tokens > 1, max_source_tokens
+        self.model, self.tokenizers = model, tokenizers
+        self.device, self.precision = device, precision
+        self.max_source_tokens = max_source_tokens
+        self.report = TranslationReport()
+
+    def translate(
+        self,
+        lines: Sequence[str],
+        config: DecodeConfig,
+        *,
+        max_tokens: int = 4096,
+        batch_size: int = 64,
+    ) -> list[Translation]:
+        """Translate lines.
+
+        Args:
+            lines: one sentence each.
+            config: the search.
+            max_tokens: source tokens of a batch, padding included; a longer line stands alone.
+            batch_size: lines of a batch, at most.
+
+        Returns:
+            One translation a line, in order.
+        """
+        assert not isinstance(lines, str), "give a list of lines"
+        sources = self._encode(lines)
+        results = [Translation(text="", score=0.0, nbest=(("", 0.0),))] * len(lines)
+        with self._inference():
+            for batch in batches_by_length(sources, max_tokens=max_tokens, batch_size=batch_size):
+                found = self._search([sources[index] for index in batch], config)
+                for index, hypotheses in zip(batch, found, strict=True):
+                    results[index] = self._decode(hypotheses)
+        return results
+
+    def translate_stream(
+        self,
+        lines: Iterable[str],
+        config: DecodeConfig,
+        *,
+        chunk_size: int = 1024,
+        max_tokens: int = 4096,
+        batch_size: int = 64,
+    ) -> Iterator[Translation]:
+        """Translate any number of lines, `chunk_size` at a time; other arguments as `translate`."""
+        stream = iter(lines)
+        while chunk := list(islice(stream, chunk_size)):
+            yield from self.translate(chunk, config, max_tokens=max_tokens, batch_size=batch_size)
+
+    def _encode(self, lines: Sequence[str]) -> list[list[int]]:
+        """Source ids with EOS of each line; none where there is nothing to translate."""
+        tokenizer, limit = self.tokenizers.src, self.max_source_tokens
+        sources = tokenizer.encode_batch(list(lines))
+        for index, (line, pieces) in enumerate(zip(lines, sources, strict=True)):
+            self.report.lines += 1
+            if not line.strip() or not pieces:
+                self.report.empty += 1
+                sources[index] = []
+                continue
+            if len(pieces) >= limit:
+                if not self.report.truncated:
+                    logger.warning(
+                        "line %d has %d tokens; only the first %d are translated "
+                        "(further lines like it are counted, not shown)",
+                        self.report.lines,
+                        len(pieces),
+                        limit - 1,
+                    )
+                self.report.truncated += 1
+            sources[index] = [*pieces[: limit - 1], tokenizer.ids.eos]
+        return sources
+
+    def _search(self, sources: list[list[int]], config: DecodeConfig) -> list[list[Hypothesis]]:
+        src, src_mask = _padded(sources, pad=self.tokenizers.src.ids.pad, device=self.device)
+        memory = self.model.encode(src, src_mask)
+        return beam_search(
+            self.model.decode_step,
+            self.model.start(memory, src_mask, config.beam_size),
+            src_lengths=src_mask.sum(1),
+            ids=self.tokenizers.tgt.ids,
+            config=config,
+        )
+
+    def _decode(self, hypotheses: list[Hypothesis]) -> Translation:
+        if not hypotheses:
+            self.report.failed += 1
+            return Translation(text="", score=float("-inf"), nbest=(("", float("-inf")),))
+        texts = [self.tokenizers.tgt.decode(list(found.tokens)) for found in hypotheses]
+        lines = [text.replace("\r", " ").replace("\n", " ") for text in texts]
+        self.report.line_breaks += lines[0] != texts[0]
+        scores = [found.score for found in hypotheses]
+        nbest = tuple(zip(lines, scores, strict=True))
+        return Translation(text=lines[0], score=scores[0], nbest=nbest)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        lowers = self.precision not in (None, torch.float32)
+        training = self.model.training
+        self.model.eval()
+        try:
+            with (
+                torch.inference_mode(),
+                torch.autocast(self.device.type, dtype=self.precision, enabled=lowers),
+            ):
+                yield
+        finally:
+            self.model.train(training)
+
+
+def batches_by_length(
+    sources: Sequence[Sequence[int]], *, max_tokens: int, batch_size: int
+) -> Iterator[list[int]]:
+    """Indices of the sources that are not empty, alike in length, the longest first.
+
+    Args:
+        sources: token ids of each line.
+        max_tokens: of a batch, padding included; a longer source stands alone.
+        batch_size: sources of a batch, at most.
+    """
+    order = sorted(
+        (index for index, source in enumerate(sources) if source),
+        key=lambda index: (-len(sources[index]), index),
+    )
+    start = 0
+    while start < len(order):
+        width = len(sources[order[start]])
+        end = start + max(1, min(batch_size, max_tokens // width))
+        yield order[start:end]
+        start = end
+
+
+def _padded(sources: list[list[int]], *, pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids (B, S) padded on the right and their mask (B, S)."""
+    width = max(map(len, sources))
+    src = torch.tensor([[*ids, *[pad] * (width - len(ids))] for ids in sources])
+    lengths = torch.tensor([len(ids) for ids in sources])
+    mask = torch.arange(width) < lengths[:, None]
+    return src.to(device), mask.to(device)

@@ -1,0 +1,34 @@
+"""Errors a user can fix; the command line prints them as one line, without a traceback."""
+
+
+class LcmtError(Exception):
+    """Base of every error whose message tells a user what to do.
+
+    The message says what was given, where, and what to do. `exit_code` is what the commands exit with.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(LcmtError):
+    """A configuration value is missing, unknown, of the wrong type or contradicts another one."""
+
+    exit_code = 2
+
+
+class DataError(LcmtError):
+    """Text, a tokenizer or a test set cannot be read, or does not fit together."""
+
+    exit_code = 3
+
+
+class CheckpointError(LcmtError):
+    """A run folder or checkpoint is missing, damaged or belongs to another configuration."""
+
+    exit_code = 4
+
+
+class DivergenceError(LcmtError):
+    """Training produced non-finite numbers again and again and was stopped."""
+
+    exit_code = 5

@@ -1,0 +1,1 @@
+"""The encoder-decoder around the token mixers."""

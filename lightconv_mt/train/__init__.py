@@ -1,0 +1,1 @@
+"""Batches to checkpoint: loss, optimiser, schedule, loop."""

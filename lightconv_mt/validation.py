@@ -1,0 +1,100 @@
+"""What a validation measures: loss and detokenised BLEU on held-out pairs, sample translations, pictures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lightconv_mt.data.batching import Batch, BatchConfig, collate, pack_by_length
+from lightconv_mt.data.corpus import SentencePair
+from lightconv_mt.data.tokenizer import TokenizerPair
+from lightconv_mt.decode.beam_search import DecodeConfig
+from lightconv_mt.decode.translator import Translator
+from lightconv_mt.scoring import Score, score
+from lightconv_mt.train.loop import Validation, mean_loss
+from lightconv_mt.train.loss import LabelSmoothedLoss
+from lightconv_mt.train.pictures import draw_model
+
+
+class Validator:
+    """Scores the translator's model as it is at the time of the call."""
+
+    def __init__(
+        self,
+        translator: Translator,
+        pairs: Sequence[SentencePair],
+        *,
+        batch: BatchConfig,
+        decode: DecodeConfig,
+        label_smoothing: float,
+        num_samples: int,
+        tgt_lang: str,
+    ) -> None:
+        """Tokenise the pairs once.
+
+        Args:
+            translator: holds the model.
+            pairs: sources and references.
+            batch: token budget; no pair is dropped.
+            decode: the search.
+            label_smoothing: of the loss, as in training.
+            num_samples: translations to show.
+            tgt_lang: decides BLEU's tokenisation.
+        """
+        self.translator, self.pairs, self.decode, self.tgt_lang = translator, pairs, decode, tgt_lang
+        self.loss = LabelSmoothedLoss(label_smoothing)
+        self.batches = _batches(pairs, translator.tokenizers, batch)
+        self.max_tokens = batch.max_tokens
+        # Spread over the set, the same every time.
+        self.shown = np.linspace(0, len(pairs) - 1, num=min(num_samples, len(pairs)), dtype=int).tolist()
+
+    def __call__(self) -> Validation:
+        """Measure."""
+        translator = self.translator
+        device, precision = translator.device, translator.precision
+        with torch.autocast(device.type, precision, enabled=precision not in (None, torch.float32)):
+            loss, nll = mean_loss(translator.model, (batch.to(device) for batch in self.batches), self.loss)
+        hypotheses = self.translate()
+        bleu = self.score(hypotheses)
+        return Validation(
+            metrics={"valid/loss": loss, "valid/nll": nll, "valid/bleu": bleu.value},
+            samples=[(*self.pairs[index], hypotheses[index]) for index in self.shown],
+            figures=self._figures(),
+        )
+
+    def translate(self) -> list[str]:
+        """Translations of the sources."""
+        sources = [pair.src for pair in self.pairs]
+        return [found.text for found in self.translator.translate(sources, self.decode, max_tokens=self.max_tokens)]
+
+    def score(self, hypotheses: list[str]) -> Score:
+        """Detokenised BLEU with its signature."""
+        references = [[pair.tgt for pair in self.pairs]]
+        return score(hypotheses, references, metrics=["bleu"], tgt_lang=self.tgt_lang)[0]
+
+    def _figures(self) -> dict[str, object]:
+        if not self.shown:
+            return {}
+        tokenizers = self.translator.tokenizers
+        (batch,) = _batches([self.pairs[self.shown[0]]], tokenizers, BatchConfig())
+        src_pieces = tokenizers.src.pieces(batch.src[0].tolist())
+        tgt_pieces = tokenizers.tgt.pieces(batch.tgt_in[0].tolist())
+        return dict(
+            draw_model(
+                self.translator.model, batch.to(self.translator.device), src_pieces=src_pieces, tgt_pieces=tgt_pieces
+            )
+        )
+
+
+def _batches(pairs: Sequence[SentencePair], tokenizers: TokenizerPair, config: BatchConfig) -> list[Batch]:
+    sides = zip(*pairs, strict=True)
+    src, tgt = (
+        [[*ids, tokenizer.ids.eos] for ids in tokenizer.encode_batch(list(side))]
+        for tokenizer, side in zip((tokenizers.src, tokenizers.tgt), sides, strict=True)
+    )
+    lengths = [np.array([len(row) for row in rows], dtype=np.int32) for rows in (src, tgt)]
+    packed = pack_by_length(np.arange(len(pairs)), *lengths, config)
+    return [
+        collate([(src[index], tgt[index]) for index in indices], tokenizers.src.ids, tokenizers.tgt.ids)
+        for indices in (group.tolist() for group in packed)
+    ]

@@ -1,0 +1,426 @@
+"""Beam search against exhaustive search, against a plain one for one sentence, and its rules."""
+
+from itertools import pairwise
+from math import inf, isclose, nan
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from table_model import IDS, TableModel, TableState
+
+from lightconv_mt.decode.beam_search import (
+    DecodeConfig,
+    Hypothesis,
+    LengthNormalization,
+    beam_search,
+    length_penalty,
+)
+from lightconv_mt.decode.candidates import best_tokens, rank_continuations
+from lightconv_mt.errors import ConfigError
+
+
+def search(
+    model: TableModel,
+    config: DecodeConfig,
+    *,
+    sentences: list[int],
+    src_lengths: list[int] | None = None,
+) -> list[list[Hypothesis]]:
+    numbers = torch.tensor(sentences)
+    return beam_search(
+        model.step,
+        model.start(numbers, config.beam_size),
+        src_lengths=torch.tensor(src_lengths or [3] * len(sentences)),
+        ids=IDS,
+        config=config,
+    )
+
+
+def allowed(
+    model: TableModel, sentence: int, prefix: tuple[int, ...], config: DecodeConfig, limit: int
+) -> list[float]:
+    """Log-probabilities after a prefix, with the penalties and bans of the config."""
+    logp = list(model.logp(sentence, prefix))
+    logp[IDS.pad] = -inf
+    logp[IDS.unk] -= config.unk_penalty
+    if len(prefix) >= limit:
+        logp = [value if token == IDS.eos else -inf for token, value in enumerate(logp)]
+    elif len(prefix) < config.min_length:
+        logp[IDS.eos] = -inf
+    size = config.no_repeat_ngram_size
+    if size:
+        seen = {prefix[i : i + size] for i in range(len(prefix) - size + 1)}
+        for token in range(len(logp)):
+            if (*prefix, token)[-size:] in seen:
+                logp[token] = -inf
+    return logp
+
+
+def divided(total: float, length: int, config: DecodeConfig) -> float:
+    alpha = config.length_penalty
+    match config.length_normalization:
+        case LengthNormalization.mean:
+            return total / length**alpha
+        case LengthNormalization.gnmt:
+            return total / ((5 + length) / 6) ** alpha
+        case LengthNormalization.none:
+            return total
+
+
+def every_output(
+    model: TableModel, sentence: int, config: DecodeConfig, limit: int
+) -> list[tuple[float, tuple[int, ...]]]:
+    """All outputs with a probability, best first."""
+    found, open_ = [], [((), 0.0)]
+    while open_:
+        prefix, total = open_.pop()
+        for token, value in enumerate(allowed(model, sentence, prefix, config, limit)):
+            if value == -inf:
+                continue
+            if token == IDS.eos:
+                score = divided(total + value, len(prefix) + 1, config)
+                found.append((score, (*prefix, token)))
+            else:
+                open_.append(((*prefix, token), total + value))
+    return sorted(found, reverse=True)
+
+
+def plain_search(
+    model: TableModel, sentence: int, config: DecodeConfig, limit: int
+) -> list[tuple[float, tuple[int, ...]]]:
+    """The rules of the docstring for one sentence, with lists only."""
+    beam = config.beam_size
+    live: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    ended: list[tuple[float, tuple[int, ...]]] = []
+    for _ in range(limit + 1):
+        ranked = sorted(
+            (-(total + value), token, row)
+            for row, (total, prefix) in enumerate(live)
+            for token, value in enumerate(allowed(model, sentence, prefix, config, limit))
+            if total + value > -inf
+        )[: 2 * beam]
+        previous, live = live, []
+        for place, (loss, token, row) in enumerate(ranked):
+            tokens = (*previous[row][1], token)
+            if token != IDS.eos:
+                live.append((-loss, tokens))
+            elif place < beam and len(ended) < beam:
+                ended.append((divided(-loss, len(tokens), config), tokens))
+        live = live[:beam]
+        if len(ended) == beam or not live:
+            break
+    return sorted(ended, key=lambda item: -item[0])
+
+
+def check(
+    found: list[Hypothesis], expected: list[tuple[float, tuple[int, ...]]], nbest: int
+) -> None:
+    assert [hypothesis.tokens for hypothesis in found] == [item[1] for item in expected[:nbest]]
+    for hypothesis, (score, _) in zip(found, expected, strict=False):
+        assert isclose(hypothesis.score, score, abs_tol=1e-9)
+
+
+configs = st.builds(
+    DecodeConfig,
+    beam_size=st.integers(1, 6),
+    length_penalty=st.sampled_from([-0.5, 0.0, 0.6, 1.0, 1.7]),
+    length_normalization=st.sampled_from(LengthNormalization),
+    max_length_ratio=st.sampled_from([0.0, 0.5, 1.2]),
+    max_length_extra=st.integers(0, 8),
+    min_length=st.integers(0, 4),
+    unk_penalty=st.sampled_from([-0.7, 0.0, 0.9]),
+    no_repeat_ngram_size=st.integers(0, 3),
+)
+
+
+@pytest.mark.parametrize("normalization", LengthNormalization)
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0, 2.0])
+@pytest.mark.parametrize("early_stop", [True, False])
+def test_a_full_beam_is_exhaustive_search(
+    normalization: LengthNormalization, alpha: float, early_stop: bool
+) -> None:
+    config = DecodeConfig(
+        beam_size=400,
+        nbest=400,
+        length_penalty=alpha,
+        length_normalization=normalization,
+        max_length=5,
+        min_length=0,
+        early_stop=early_stop,
+    )
+    model = TableModel(5, seed=int(10 * alpha))
+    sentences = list(range(25))
+    for sentence, found in enumerate(search(model, config, sentences=sentences)):
+        expected = every_output(model, sentence, config, limit=5)
+        assert len(expected) == 364
+        check(found, expected, nbest=400)
+
+
+@settings(max_examples=40, deadline=None)
+@given(config=configs, seed=st.integers(0, 10_000), vocab=st.integers(4, 5))
+def test_a_full_beam_is_exhaustive_search_under_every_option(
+    config: DecodeConfig, seed: int, vocab: int
+) -> None:
+    model = TableModel(vocab, seed=seed)
+    wide = DecodeConfig(**{**vars(config), "beam_size": 400, "nbest": 400, "max_length": 5})
+    limit = wide.length_limit(3)
+    (found,) = search(model, wide, sentences=[seed])
+    check(found, every_output(model, seed, wide, limit), nbest=400)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    config=configs,
+    seed=st.integers(0, 10_000),
+    vocab=st.integers(4, 30),
+    levels=st.sampled_from([None, 2, 1]),
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+)
+def test_a_batch_gives_what_a_plain_search_gives(
+    config: DecodeConfig, seed: int, vocab: int, levels: int | None, lengths: list[int]
+) -> None:
+    config.nbest = config.beam_size
+    model = TableModel(vocab, seed=seed, scale=3.0)
+    if levels:  # many equal scores, so that ties decide
+        model.table = (model.table * levels).round() / levels
+    sentences = [seed + n for n in range(len(lengths))]
+    batch = search(model, config, sentences=sentences, src_lengths=lengths)
+    for sentence, length, found in zip(sentences, lengths, batch, strict=True):
+        expected = plain_search(model, sentence, config, config.length_limit(length))
+        check(found, expected, nbest=config.nbest)
+
+
+@settings(max_examples=100, deadline=None)
+@given(config=configs, seed=st.integers(0, 10_000), vocab=st.integers(4, 30))
+def test_rules_hold(config: DecodeConfig, seed: int, vocab: int) -> None:
+    config.nbest = config.beam_size
+    model = TableModel(vocab, seed=seed)
+    lengths = [1, 4, 7]
+    for sentence, found in enumerate(
+        search(model, config, sentences=[0, 1, 2], src_lengths=lengths)
+    ):
+        limit = config.length_limit(lengths[sentence])
+        assert len({hypothesis.tokens for hypothesis in found}) == len(found) <= config.beam_size
+        assert all(a.score >= b.score for a, b in pairwise(found))
+        for hypothesis in found:
+            *prefix, last = hypothesis.tokens
+            assert last == IDS.eos
+            assert IDS.eos not in prefix
+            assert IDS.pad not in prefix
+            assert min(config.min_length, limit) <= len(prefix) <= limit
+            total = 0.0
+            for position, token in enumerate(hypothesis.tokens):
+                before = hypothesis.tokens[:position]
+                value = allowed(model, sentence, before, config, limit)[token]
+                assert isclose(hypothesis.token_scores[position], value, abs_tol=1e-9)
+                total += value
+            score = total / length_penalty(len(hypothesis.tokens), config)
+            assert isclose(hypothesis.score, score, abs_tol=1e-9)
+            size = config.no_repeat_ngram_size
+            ngrams = [tuple(prefix[i : i + size]) for i in range(len(prefix) - size + 1)]
+            assert not size or len(set(ngrams)) == len(ngrams)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_beam_of_one_is_greedy(dtype: torch.dtype) -> None:
+    model = TableModel(50, seed=1, dtype=dtype)
+    config = DecodeConfig(beam_size=1, max_length=12)
+    for sentence, (found,) in enumerate(search(model, config, sentences=list(range(40)))):
+        tokens: tuple[int, ...] = ()
+        while tokens[-1:] != (IDS.eos,):
+            logp = allowed(model, sentence, tokens, config, limit=12)
+            tokens = (*tokens, logp.index(max(logp)))
+        assert found.tokens == tokens
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    config=configs,
+    order=st.permutations(range(9)),
+    cut=st.integers(1, 8),
+    early_stop=st.booleans(),
+)
+def test_batch_mates_change_nothing(
+    config: DecodeConfig, order: list[int], cut: int, early_stop: bool
+) -> None:
+    config.nbest, config.early_stop = config.beam_size, early_stop
+    model = TableModel(20, seed=3, dtype=torch.float32)
+    lengths = [3 + sentence % 4 for sentence in order]
+    together = search(model, config, sentences=order, src_lengths=lengths)
+    first = search(model, config, sentences=order[:cut], src_lengths=lengths[:cut])
+    second = search(model, config, sentences=order[cut:], src_lengths=lengths[cut:])
+    assert together == first + second
+
+
+def test_going_on_never_ends_worse_than_stopping_early() -> None:
+    model = TableModel(30, seed=5)
+    for normalization in LengthNormalization:
+        for alpha in (-0.5, 0.6, 1.3):
+            early, late = (
+                search(
+                    model,
+                    DecodeConfig(
+                        length_penalty=alpha,
+                        length_normalization=normalization,
+                        max_length=20,
+                        early_stop=early_stop,
+                    ),
+                    sentences=list(range(30)),
+                )
+                for early_stop in (True, False)
+            )
+            assert all(b[0].score >= a[0].score for a, b in zip(early, late, strict=True))
+
+
+def test_unk_penalty_drives_out_the_unknown_token() -> None:
+    model = TableModel(8, seed=2)
+    model.table[:, IDS.unk] += 3.0
+    sentences = list(range(20))
+
+    def unknowns(penalty: float) -> int:
+        config = DecodeConfig(max_length=10, unk_penalty=penalty)
+        found = search(model, config, sentences=sentences)
+        return sum(hypotheses[0].tokens.count(IDS.unk) for hypotheses in found)
+
+    assert unknowns(0.0) > unknowns(2.0) > unknowns(1e9) == 0
+
+
+def test_nan_is_impossible_and_spoils_no_other_sentence() -> None:
+    model = TableModel(20, seed=4)
+    config = DecodeConfig(beam_size=3, nbest=3, max_length=6)
+    sound = search(model, config, sentences=[0, 1, 2])
+
+    def step(tokens: torch.Tensor, state: TableState) -> tuple[torch.Tensor, TableState]:
+        logits, state = model.step(tokens, state)
+        logits[state.row_sentences == 1] = nan
+        logits[state.row_sentences == 2, :, 5] = inf
+        return logits, state
+
+    found = beam_search(
+        step,
+        model.start(torch.arange(3), 3),
+        src_lengths=torch.full((3,), 3),
+        ids=IDS,
+        config=config,
+    )
+    assert found == [sound[0], [], []]
+
+
+def test_one_nan_row_kills_only_what_continues_it() -> None:
+    model = TableModel(6, seed=4)
+    config = DecodeConfig(beam_size=300, nbest=300, max_length=4)
+    everything = every_output(model, 0, config, limit=4)
+
+    def step(tokens: torch.Tensor, state: TableState) -> tuple[torch.Tensor, TableState]:
+        logits, state = model.step(tokens, state)
+        logits[tokens[:, 0] == 5, :, 0] = nan
+        return logits, state
+
+    (found,) = beam_search(
+        step,
+        model.start(torch.arange(1), 300),
+        src_lengths=torch.tensor([3]),
+        ids=IDS,
+        config=config,
+    )
+    check(found, [item for item in everything if 5 not in item[1]], nbest=300)
+
+
+def test_finished_sentences_leave_the_batch_and_no_padding_is_fed() -> None:
+    model = TableModel(6, seed=6, scale=0.5)
+    config = DecodeConfig(beam_size=4, max_length_ratio=1.0, max_length_extra=0, min_length=30)
+    search(model, config, sentences=[0, 1, 2], src_lengths=[2, 9, 4])
+    sizes = [len(tokens) for tokens in model.calls]
+    assert sizes == [12] * 3 + [8] * 2 + [4] * 5
+    assert not any((tokens == IDS.pad).any() for tokens in model.calls)
+
+
+def test_the_state_is_reordered_at_most_once_a_step() -> None:
+    class Counted:
+        def __init__(self, state: TableState, log: list[str]) -> None:
+            self.state, self.log = state, log
+
+        def reorder(self, rows: torch.Tensor) -> "Counted":
+            self.log.append("reorder")
+            return Counted(self.state.reorder(rows), self.log)
+
+        def keep(self, sentences: torch.Tensor) -> "Counted":
+            self.log.append("keep")
+            return Counted(self.state.keep(sentences), self.log)
+
+    def step(tokens: torch.Tensor, state: Counted) -> tuple[torch.Tensor, Counted]:
+        state.log.append("step")
+        logits, inner = model.step(tokens, state.state)
+        return logits, Counted(inner, state.log)
+
+    model = TableModel(12, seed=8)
+    for beam_size in (1, 4):
+        log: list[str] = []
+        beam_search(
+            step,
+            Counted(model.start(torch.arange(5), beam_size), log),
+            src_lengths=torch.full((5,), 4),
+            ids=IDS,
+            config=DecodeConfig(beam_size=beam_size, max_length=9),
+        )
+        steps = "".join(word[0] for word in log).split("s")[1:]
+        assert set(steps) <= {"", "r", "rk"}
+        assert beam_size > 1 or "r" not in steps
+
+
+def test_an_empty_batch_has_no_results() -> None:
+    assert search(TableModel(5, seed=0), DecodeConfig(), sentences=[], src_lengths=[]) == []
+
+
+def test_length_limits() -> None:
+    config = DecodeConfig(max_length_ratio=1.2, max_length_extra=10)
+    assert [config.length_limit(n) for n in (1, 5, 7)] == [11, 16, 18]
+    assert DecodeConfig(max_length=12).length_limit(100) == 12
+    nothing = DecodeConfig(max_length=0, min_length=0)
+    assert search(TableModel(5, seed=0), nothing, sentences=[0])[0][0].tokens == (IDS.eos,)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "also"),
+    [
+        ("beam_size", 0, {}),
+        ("beam_size", -1, {}),
+        ("beam_size", 10**6, {}),
+        ("nbest", 0, {}),
+        ("nbest", 6, {"beam_size": 5}),
+        ("max_length_ratio", -1.0, {}),
+        ("max_length_ratio", inf, {}),
+        ("max_length_extra", -1, {}),
+        ("max_length", 3, {"min_length": 4}),
+        ("min_length", -1, {}),
+        ("length_penalty", nan, {}),
+        ("unk_penalty", inf, {}),
+        ("no_repeat_ngram_size", -2, {}),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(
+    key: str, value: float, also: dict[str, int]
+) -> None:
+    with pytest.raises(ConfigError, match=rf"decode\.{key} is {value}"):
+        DecodeConfig(**{key: value, **also})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(12, 80), st.integers(1, 40))
+def test_ties_go_to_the_lowest_token(seed: int, k: int, vocab: int, levels: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logp = torch.randint(0, levels, (7, vocab), generator=generator).float()
+    values, words = best_tokens(logp, k)
+    ordered, order = logp.sort(dim=1, descending=True, stable=True)
+    for row in range(7):
+        chosen = sorted(zip((-values[row]).tolist(), words[row].tolist(), strict=True))[:k]
+        expected = zip((-ordered[row]).tolist(), order[row].tolist(), strict=True)
+        assert chosen == list(expected)[:k]
+
+
+def test_equal_totals_rank_by_token_then_by_row() -> None:
+    totals, rows, words = rank_continuations(torch.zeros(4, 3), torch.zeros(2, 2).double(), 4)
+    assert totals.tolist() == [[0.0] * 4] * 2
+    assert words.tolist() == [[0, 0, 1, 1]] * 2
+    assert rows.tolist() == [[0, 1, 0, 1]] * 2

@@ -1,0 +1,75 @@
+"""Every backend against the reference, outputs and gradients, and the arguments that are refused."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightconv_mt.ops import Backend, dynamicconv, lightconv, resolve_backend
+from lightconv_mt.ops.banded import LONGEST_BAND
+
+FAST = [backend for backend in Backend if backend is not Backend.reference]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    time=st.sampled_from([0, 1, 2, 3, 5, 17, 40, LONGEST_BAND, LONGEST_BAND + 1]),
+    heads=st.integers(1, 4),
+    share=st.integers(1, 3),
+    width=st.sampled_from([1, 2, 3, 4, 7, 15, 31]),
+    place=st.floats(0, 1),
+    normalize=st.booleans(),
+    dropout=st.sampled_from([0.0, 0.3]),
+)
+@pytest.mark.parametrize("backend", FAST)
+def test_backend_equals_reference(
+    backend: Backend,
+    batch: int,
+    time: int,
+    heads: int,
+    share: int,
+    width: int,
+    place: float,
+    normalize: bool,
+    dropout: float,
+) -> None:
+    options = {
+        "padding_left": int(place * (width - 1)),
+        "normalize": normalize,
+        "dropout": dropout,
+        "seed": 9,
+    }
+    x = (
+        torch.randn(time, batch, heads * share, dtype=torch.float64)
+        .transpose(0, 1)
+        .requires_grad_()
+    )
+    shared = torch.randn(heads, width, dtype=torch.float64, requires_grad=True)
+    own = torch.randn(batch, time, heads, width, dtype=torch.float64, requires_grad=True)
+    for function, weight in ((lightconv, shared), (dynamicconv, own)):
+        y = function(x, weight, backend=backend, **options)
+        expected = function(x, weight, backend=Backend.reference, **options)
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-10)
+        upstream = torch.randn_like(y)
+        gradients = torch.autograd.grad(y, (x, weight), upstream)
+        for gradient, other in zip(
+            gradients, torch.autograd.grad(expected, (x, weight), upstream), strict=True
+        ):
+            torch.testing.assert_close(gradient, other, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", list(Backend))
+def test_impossible_arguments_are_refused(backend: Backend) -> None:
+    x = torch.randn(2, 5, 6)
+    with pytest.raises(ValueError, match="6 channels cannot be shared by 4 heads"):
+        lightconv(x, torch.randn(4, 3), padding_left=2, backend=backend)
+    with pytest.raises(ValueError, match=r"padding_left is 3 but must lie in 0\.\.2"):
+        lightconv(x, torch.randn(2, 3), padding_left=3, backend=backend)
+    with pytest.raises(ValueError, match="weight is for"):
+        dynamicconv(x, torch.randn(2, 4, 2, 3), padding_left=2, backend=backend)
+
+
+def test_auto_is_resolved_and_other_choices_are_kept() -> None:
+    assert resolve_backend(Backend.auto) is Backend.torch
+    assert resolve_backend(Backend.reference) is Backend.reference
