@@ -26,9 +26,10 @@ from lightconv_mt.data.encoded import encode_corpus
 from lightconv_mt.data.lines import decode_line, read_lines
 from lightconv_mt.data.tokenizer import TokenizerPair, build_tokenizers
 from lightconv_mt.decode.translator import Translation, Translator
-from lightconv_mt.errors import CheckpointError, ConfigError, DataError
+from lightconv_mt.errors import ConfigError, DataError
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops import resolve_backend
+from lightconv_mt.run_folder import find_checkpoint, open_run
 from lightconv_mt.scoring import Score, load_test_set, score
 from lightconv_mt.train.checkpoint import (
     CheckpointStore,
@@ -41,19 +42,20 @@ from lightconv_mt.train.loop import Trainer
 from lightconv_mt.train.memory import keep_freed_memory
 from lightconv_mt.train.monitor import Monitor
 from lightconv_mt.train.signals import SignalFlag
-from lightconv_mt.typed import to_plain, to_yaml
+from lightconv_mt.typed import to_plain
 from lightconv_mt.validation import Validator
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
-
-# What may change between the runs of one run folder: none of it decides what an already made step computed.
-FREE_KEYS = ("run_dir", "runtime.device", "runtime.threads", "runtime.keep_memory", "train.max_", "train.patience", "checkpoint.", "decode.", "train.log", "train.num_samples")
+DTYPES = {
+    Precision.fp32: torch.float32,
+    Precision.bf16: torch.bfloat16,
+    Precision.fp16: torch.float16,
+}
 
 
 def train(config: TrainRunConfig) -> int:
-    """Train to the end, or to a signal, from wherever the run folder stands; returns the exit code."""
+    """Train from where the run folder stands, to the end or a signal; returns the exit code."""
     device, precision = start_runtime(config.runtime)
     run_dir = Path(config.run_dir)
     store = open_run(run_dir, config)
@@ -71,11 +73,16 @@ def train(config: TrainRunConfig) -> int:
     )
     torch.manual_seed(config.seed)
     model = build_model(config.model, tokenizers, config.runtime).to(device)
-    logger.info("model: %s parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}")
+    logger.info(
+        "model: %s parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}"
+    )
     translator = Translator(model, tokenizers, device=device, precision=precision)
+    held_out = list(read_source(config.data.valid, config.data))
+    if not held_out:
+        raise DataError("data.valid has no sentence pair; give some, training is judged by them")
     validator = Validator(
         translator,
-        list(read_source(config.data.valid, config.data)),
+        held_out,
         batch=config.batch,
         decode=config.decode,
         label_smoothing=config.train.label_smoothing,
@@ -103,16 +110,20 @@ def train(config: TrainRunConfig) -> int:
         trainer.run(monitor, signals)
         monitor.close()
         if signals.received:
-            logger.info("stopped at step %d; the same command goes on from there", trainer.state.step)
+            logger.info(
+                "stopped at step %d; the same command goes on from there", trainer.state.step
+            )
             return signals.exit_code
     _finish(run_dir, config, store, validator)
     return 0
 
 
 def translate(config: TranslateConfig) -> int:
-    """Translate lines from a file or standard input to a file or standard output; returns the exit code."""
+    """Translate lines of a file or standard input; returns the exit code."""
     start_runtime(config.runtime)
-    translator = load_translator(config.run_dir, config.checkpoint, config.runtime, config.max_source_tokens)
+    translator = load_translator(
+        config.run_dir, config.checkpoint, config.runtime, config.max_source_tokens
+    )
     with _input_lines(config.input) as lines, _output(config.output) as output:
         found = translator.translate_stream(
             lines, config.decode, chunk_size=config.chunk_lines, max_tokens=config.max_tokens
@@ -133,8 +144,12 @@ def evaluate(config: EvalConfig) -> int:
     else:
         assert config.run_dir is not None
         if src is None:
-            raise DataError(f"there is nothing to translate; give src=FILE and ref=FILE, or test_set and langpair")
-        translator = load_translator(config.run_dir, config.checkpoint, config.runtime, config.max_source_tokens)
+            raise DataError(
+                "nothing to translate; give src=FILE and ref=FILE, or test_set and langpair"
+            )
+        translator = load_translator(
+            config.run_dir, config.checkpoint, config.runtime, config.max_source_tokens
+        )
         found = translator.translate(src, config.decode, max_tokens=config.max_tokens)
         hypotheses = [translation.text for translation in found]
     if config.output is not None:
@@ -166,14 +181,19 @@ def start_runtime(config: RuntimeConfig) -> tuple[torch.device, torch.dtype]:
         torch.set_num_threads(config.threads)
     gpu = torch.cuda.is_available()
     if config.device is Device.cuda and not gpu:
-        raise ConfigError("runtime.device=cuda, but torch sees no GPU; set runtime.device=cpu or install torch for CUDA")
+        raise ConfigError(
+            "runtime.device=cuda, but torch sees no GPU; set runtime.device=cpu, "
+            "or install torch for CUDA"
+        )
     device = torch.device("cuda" if gpu and config.device is not Device.cpu else "cpu")
     if config.precision is Precision.fp16 and device.type == "cpu":
         raise ConfigError("runtime.precision=fp16 needs a GPU; set fp32 or bf16")
     return device, DTYPES[config.precision]
 
 
-def build_model(config: ModelConfig, tokenizers: TokenizerPair, runtime: RuntimeConfig) -> Seq2SeqTransformer:
+def build_model(
+    config: ModelConfig, tokenizers: TokenizerPair, runtime: RuntimeConfig
+) -> Seq2SeqTransformer:
     """Build the model for the vocabularies."""
     return Seq2SeqTransformer(
         config,
@@ -207,53 +227,12 @@ def load_translator(
     load_model_tensors(model, load_weights(folder), source=folder)
     logger.info("model: %s", folder)
     return Translator(
-        model.to(device).eval(), tokenizers, device=device, precision=precision, max_source_tokens=max_source_tokens
+        model.to(device).eval(),
+        tokenizers,
+        device=device,
+        precision=precision,
+        max_source_tokens=max_source_tokens,
     )
-
-
-def find_checkpoint(run_dir: Path, wanted: str, config: TrainRunConfig) -> Path:
-    """Folder of the weights that `wanted` names.
-
-    Raises:
-        CheckpointError: when there are none.
-    """
-    store = CheckpointStore(run_dir, config.checkpoint)
-    steps, best, average = store.steps(), store.best_step(), run_dir / "average"
-    candidates = {
-        "average": average if average.exists() else None,
-        "best": store.path(best) if best is not None else None,
-        "last": store.path(steps[-1]) if steps else None,
-    }
-    found = [path for name, path in candidates.items() if path and wanted in ("auto", name)]
-    if wanted.isdigit() and int(wanted) in steps:
-        found = [store.path(int(wanted))]
-    if not found:
-        there = ", ".join([*(name for name, path in candidates.items() if path), *map(str, steps)]) or "none yet"
-        raise CheckpointError(f"{run_dir} has no checkpoint {wanted}; there is {there}")
-    return found[0]
-
-
-def open_run(run_dir: Path, config: TrainRunConfig) -> CheckpointStore:
-    """Create the run folder, or check that it belongs to this configuration.
-
-    Raises:
-        ConfigError: naming the key that differs, with both values.
-    """
-    path = run_dir / "config.yaml"
-    if path.exists():
-        now, then = _flat(to_plain(config)), _flat(to_plain(load_run_config(run_dir)))
-        for key in {**then, **now}:
-            if now.get(key) != then.get(key) and not key.startswith(FREE_KEYS):
-                raise ConfigError(
-                    f"{run_dir} was started with {key}={then.get(key)}, not {now.get(key)}; "
-                    f"repeat its command, or choose another run_dir"
-                )
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        replace_text(path, to_yaml(config))
-    except OSError as error:
-        raise ConfigError(f"cannot write run_dir={run_dir}: {error.strerror}; choose another folder") from error
-    return CheckpointStore(run_dir, config.checkpoint)
 
 
 def _tokenizers(run_dir: Path, config: TrainRunConfig) -> TokenizerPair:
@@ -266,7 +245,9 @@ def _tokenizers(run_dir: Path, config: TrainRunConfig) -> TokenizerPair:
     return tokenizers
 
 
-def _finish(run_dir: Path, config: TrainRunConfig, store: CheckpointStore, validator: Validator) -> None:
+def _finish(
+    run_dir: Path, config: TrainRunConfig, store: CheckpointStore, validator: Validator
+) -> None:
     """Average the last checkpoints, score the result on the validation set, write bleu.json."""
     results = {}
     model = validator.translator.model.eval()
@@ -276,7 +257,11 @@ def _finish(run_dir: Path, config: TrainRunConfig, store: CheckpointStore, valid
         load_model_tensors(model, load_weights(folder), source=folder)
         averaged = validator.score(validator.translate())
         logger.info("average of the last %d checkpoints, validation: %s", len(paths), averaged.text)
-        results["average"] = {"checkpoints": len(paths), "bleu": averaged.value, "signature": averaged.signature}
+        results["average"] = {
+            "checkpoints": len(paths),
+            "bleu": averaged.value,
+            "signature": averaged.signature,
+        }
     best = store.best_step()
     if best is not None:
         load_model_tensors(model, load_weights(store.path(best)), source=store.path(best))
@@ -296,10 +281,12 @@ def _test_data(config: EvalConfig) -> tuple[list[str] | None, list[list[str]], s
     run = load_run_config(config.run_dir) if config.run_dir is not None else None
     tgt_lang = run.data.tgt_lang if run is not None else None
     if config.ref:
-        src = list(read_lines(config.src)) if config.src is not None else None
-        return src, [list(read_lines(path)) for path in config.ref], tgt_lang
+        lines = list(read_lines(config.src)) if config.src is not None else None
+        return lines, [list(read_lines(path)) for path in config.ref], tgt_lang
     if run is None or run.data.test is None:
-        raise DataError(f"{config.run_dir} has no test set of its own (data.test); give src=FILE and ref=FILE")
+        raise DataError(
+            f"{config.run_dir} has no test set of its own (data.test); give src=FILE and ref=FILE"
+        )
     pairs = list(read_source(run.data.test, run.data))
     return [pair.src for pair in pairs], [[pair.tgt for pair in pairs]], tgt_lang
 
@@ -342,14 +329,9 @@ def _format(number: int, translation: Translation, kind: NbestFormat) -> str:
 
 
 def _scores_json(scores: list[Score]) -> str:
-    return json.dumps([{"name": s.name, "score": s.value, "signature": s.signature} for s in scores], indent=1) + "\n"
-
-
-def _flat(values: object, prefix: str = "") -> dict[str, object]:
-    """Dotted keys of nested dicts."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
+    return (
+        json.dumps(
+            [{"name": s.name, "score": s.value, "signature": s.signature} for s in scores], indent=1
+        )
+        + "\n"
+    )

@@ -5,12 +5,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lightconv_mt import __version__
 from lightconv_mt.errors import LcmtError
 
-CONFIG_MODULE = "lightconv_mt.config"
+# Command, named as its primary config -> class of its configuration.
 ROOTS = {"train": "TrainRunConfig", "translate": "TranslateConfig", "eval": "EvalConfig"}
 
 
@@ -52,36 +53,19 @@ def _compose_and_run(command: str, arguments: list[str]) -> int:
     if "--version" in arguments:
         sys.stdout.write(f"lightconv_mt {__version__}\n")
         return 0
-    # Slow enough to matter for nothing but --version and Ctrl-C.
-    from lightconv_mt.compose import compose, plain_values
-    from lightconv_mt.schemas import read_name, read_registered
-
-    registers = read_name(CONFIG_MODULE, "REGISTERS")
-    for base, _ in registers.values():
-        read_registered(base.__module__)
-    root = read_name(CONFIG_MODULE, ROOTS[command])
-    codes: list[int] = []
-
-    def job(config: Any) -> None:
-        codes.append(
-            _guarded(
-                lambda: _run(
-                    command, plain_values(config, root=root, registers=registers), root, registers
-                )
-            )
-        )
-
-    compose(command, arguments, job, root=root, registers=registers)
-    return max(codes, default=0)
-
-
-def _run(command: str, plain: dict[str, Any], root: type, registers: Any) -> int:
+    # Imported here, so that Ctrl-C ends quietly from the first moment on.
+    from lightconv_mt.compose import compose
+    from lightconv_mt.schemas import read_root
     from lightconv_mt.typed import build_typed
 
-    build_typed(
-        root, plain, registers=registers
-    )  # says what is wrong before torch is imported, which takes a second
+    root, registers = read_root(ROOTS[command])
+    configs = compose(command, arguments, root=root, registers=registers)
+    for plain in configs:  # all of them before the first runs, and before torch is imported
+        build_typed(root, plain, registers=registers)
+    return max((_guarded(partial(_run, command, plain)) for plain in configs), default=0)
 
+
+def _run(command: str, plain: dict[str, Any]) -> int:
     from lightconv_mt import assemble, config
 
     if command == "train":

@@ -2,8 +2,8 @@
 
 import os
 import sys
-from argparse import ArgumentError
-from collections.abc import Callable, Iterator
+from argparse import ArgumentError, Namespace
+from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,62 +12,60 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.overrides import explain, quote_text
+from lightconv_mt.overview import help_text
 from lightconv_mt.typed import Registers
 
+Plain = dict[str, Any]
 
-def compose(
-    command: str,
-    arguments: list[str],
-    job: Callable[[DictConfig], None],
-    *,
-    root: type,
-    registers: Registers,
-) -> None:
-    """Call `job` with each configuration the arguments describe: several with --multirun.
 
-    It is not called when they only ask for something to be printed, such as --help.
+def compose(command: str, arguments: list[str], *, root: type, registers: Registers) -> list[Plain]:
+    """Compose what a command line describes.
 
     Args:
         command: name of the primary config.
         arguments: words after the command's name.
-        job: raises no Exception.
         root: schema of the primary config.
         registers: see `typed.Registers`.
+
+    Returns:
+        Plain values of each run: one, several with --multirun, and none when the arguments only
+        asked for something to be printed, such as --help.
 
     Raises:
         ConfigError: on anything in the arguments or files that cannot be composed.
     """
-    multirun = _check_options(arguments)
+    options = _parse_options(arguments)
+    if options.help:
+        sys.stdout.write(help_text(command, config_dir=options.config_dir))
+        return []
+    if not options.multirun:  # there, commas separate the values of a sweep
+        arguments = [quote_text(word, root, registers=registers) for word in arguments]
     register_schemas({command: root}, registers=registers)
-    words = (
-        arguments
-        if multirun
-        else [quote_text(word, root, registers=registers) for word in arguments]
-    )
+    composed: list[tuple[DictConfig, str]] = []
+
+    def collect(config: DictConfig) -> None:
+        composed.append((config, HydraConfig.get().job.override_dirname))
+
     decorate = hydra.main(
         version_base="1.3", config_path="pkg://lightconv_mt.configs", config_name=command
     )
-    with TemporaryDirectory() as scratch, _raw_errors():
-        if (
-            multirun and command != "train"
-        ):  # the sweep's own record, of no use where runs have no folder
-            words = [*words, f"hydra.sweep.dir='{scratch}'"]
-        before = sys.argv
-        sys.argv = [before[0], *words]
-        try:
-            decorate(job)()
-        except Exception as error:
-            explained = explain(error, root, registers=registers)
-            if explained is None:
-                raise
-            raise explained from error
-        finally:
-            sys.argv = before
+    try:
+        with _hydra_surroundings(arguments, multirun=options.multirun):
+            decorate(collect)()
+        configs = [_plain_values(config) for config, _ in composed]
+    except Exception as error:
+        explained = explain(error, root, registers=registers)
+        if explained is None:
+            raise
+        raise explained from error
+    if options.multirun and command == "train":  # a folder of its own for each run of the sweep
+        for config, (_, overrides) in zip(configs, composed, strict=True):
+            config["run_dir"] = os.path.join(config["run_dir"], overrides.replace("/", "_"))
+    return configs
 
 
 def register_schemas(roots: dict[str, type], *, registers: Registers) -> None:
@@ -90,27 +88,14 @@ def per_layer(values: list[int], num_layers: int) -> list[int]:
     return [values[min(layer, len(values) - 1)] for layer in range(num_layers)]
 
 
-def plain_values(config: DictConfig, *, root: type, registers: Registers) -> dict[str, Any]:
-    """Plain values of a composed configuration, every `${...}` resolved.
-
-    A training run of a sweep gets a folder of its own inside run_dir.
-
-    Raises:
-        ConfigError: when a `${...}` cannot be resolved.
-    """
-    try:
-        plain = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-    except Exception as error:
-        raise explain(error, root, registers=registers) or error from error
+def _plain_values(config: DictConfig) -> Plain:
+    plain = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     assert isinstance(plain, dict), type(plain)
-    context = HydraConfig.get()
-    if context.mode is RunMode.MULTIRUN and context.sweep.dir == plain.get("run_dir"):
-        plain["run_dir"] = context.runtime.output_dir
     return {str(key): value for key, value in plain.items()}
 
 
-def _check_options(arguments: list[str]) -> bool:
-    """Refuse unknown options; whether --multirun is among the known ones."""
+def _parse_options(arguments: list[str]) -> Namespace:
+    """Read the options that begin with a dash; unknown ones are refused."""
     parser = get_args_parser()
     parser.exit_on_error = parser.allow_abbrev = False
     try:
@@ -123,17 +108,20 @@ def _check_options(arguments: list[str]) -> bool:
         raise ConfigError(
             f"there is no option {unknown[0]}; values are key=value, --help shows examples"
         )
-    return bool(options.multirun)
+    return options
 
 
 @contextmanager
-def _raw_errors() -> Iterator[None]:
-    """Let Hydra raise its errors instead of printing them with hints for programmers."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("HYDRA_FULL_ERROR")
-        if before is not None:
-            os.environ["HYDRA_FULL_ERROR"] = before
+def _hydra_surroundings(arguments: list[str], *, multirun: bool) -> Iterator[None]:
+    """Let Hydra read `arguments`, raise its errors as they are, and keep its records to itself."""
+    argv, debug = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    with TemporaryDirectory() as scratch:
+        records = [f"hydra.sweep.dir='{scratch}'"] if multirun else []
+        sys.argv, os.environ["HYDRA_FULL_ERROR"] = [argv[0], *arguments, *records], "1"
+        try:
+            yield
+        finally:
+            sys.argv = argv
+            os.environ.pop("HYDRA_FULL_ERROR")
+            if debug is not None:
+                os.environ["HYDRA_FULL_ERROR"] = debug

@@ -4,7 +4,8 @@
 class LcmtError(Exception):
     """Base of every error whose message tells a user what to do.
 
-    The message says what was given, where, and what to do. `exit_code` is what the commands exit with.
+    The message says what was given, where, and what to do. `exit_code` is what the commands exit
+    with.
     """
 
     exit_code = 1

@@ -2,24 +2,28 @@
 
 import re
 from collections.abc import Iterator
-from difflib import get_close_matches
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from typing import get_args, get_origin
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    InterpolationToMissingValueError,
     OmegaConfBaseException,
     ValidationError,
 )
 from yaml import YAMLError
-from yaml.error import MarkedYAMLError
+from yaml.error import Mark, MarkedYAMLError
 
-from lightconv_mt.errors import ConfigError, LcmtError
-from lightconv_mt.typed import Registers, expected, types_at, unknown_key
+from lightconv_mt.errors import ConfigError
+from lightconv_mt.overview import group_names
+from lightconv_mt.typed import Registers, expected, suggest, types_at, unknown_key
 
+_REFUSED = re.compile(
+    r"(?:Could not override '|Error merging override )"
+    r"[+~]*(?P<key>[^\s=']+)(?:=(?P<value>.*))?"
+)
 _ASSIGNMENT = re.compile(r"(?P<key>\+{0,2}[\w.]+)=(?P<value>.+)", re.DOTALL)
 
 
@@ -49,29 +53,28 @@ def quote_text(override: str, root: type, *, registers: Registers) -> str:
 
 def explain(error: Exception, root: type, *, registers: Registers) -> ConfigError | None:
     """One line for what Hydra, OmegaConf or YAML refused; None when it is none of their errors."""
-    if isinstance(error, LcmtError):
-        return error if isinstance(error, ConfigError) else None
-    if isinstance(error, OverrideParseException):
-        return _explain_syntax(error.override)
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return ConfigError(f"there is no {group}={option}; {_choice(option, list(error.options))}")
-    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return ConfigError(f"{mark.name}, line {mark.line + 1}: {error.problem}")
-    if isinstance(error, RecursionError):
-        return ConfigError("a ${...} refers to itself; break the circle")
-    if not isinstance(
-        error, HydraException | OmegaConfBaseException | YAMLError | OSError | ValueError
-    ):
-        return None
+    match error:
+        case ConfigError():
+            return error
+        case BrokenPipeError():
+            return None
+        case OverrideParseException():
+            return _explain_syntax(error.override)
+        case MissingConfigException(missing_cfg_file=str(file), options=[_, *_] as options):
+            group, _, option = file.rpartition("/")
+            return ConfigError(f"there is no {group}={option}; {suggest(option, options)}")
+        case MarkedYAMLError(problem_mark=Mark() as mark):
+            return ConfigError(f"{mark.name}, line {mark.line + 1}: {error.problem}")
+        case RecursionError():
+            return ConfigError("a ${...} refers to itself; break the circle")
+        case HydraException() | OmegaConfBaseException() | YAMLError() | OSError() | ValueError():
+            explained = _explain_key(error, root, registers)
+        case _:
+            return None
     where = re.match(r"In '(?P<file>[^']+)'", str(error))
-    explained = _explain_key(error, root, registers) or ConfigError(_first_line(error))
-    return (
-        ConfigError(f"{where['file']}.yaml: {explained}")
-        if where and where["file"] not in str(explained)
-        else explained
-    )
+    if where and where["file"] not in str(explained):
+        return ConfigError(f"{where['file']}.yaml: {explained}")
+    return explained
 
 
 def _explain_syntax(override: str) -> ConfigError:
@@ -85,58 +88,39 @@ def _explain_syntax(override: str) -> ConfigError:
     )
 
 
-def _explain_key(error: Exception, root: type, registers: Registers) -> ConfigError | None:
-    message = str(error)
-    refused = re.search(
-        r"(?:Could not override '(?P<key>[^']+)'|Error merging override (?P<text>.+)|"
-        r"Ambiguous value for argument '(?P<several>[^'=]+)=)",
-        message,
-    )
-    if refused and refused["several"]:
-        return ConfigError(
-            f"{refused['several']} has several values; give one, or add --multirun to run each"
-        )
+def _explain_key(error: Exception, root: type, registers: Registers) -> ConfigError:
+    several = re.search(r"Ambiguous value for argument '(?P<key>[^=]+)=", str(error))
+    if several:
+        return ConfigError(f"{several['key']} has several values; give one, or add --multirun")
+    word = _REFUSED.search(str(error))
     cause = next(
         (e for e in _chain(error) if isinstance(e, OmegaConfBaseException) and e.msg), None
     )
-    key, equals, value = (
-        (refused["key"] or refused["text"] if refused else "").lstrip("+~").partition("=")
-    )
-    if refused and ("/" in key or "@" in key or cause is None):
-        groups = list(_groups(files("lightconv_mt.configs"), ""))
-        return ConfigError(f"there is no config group {key}; {_choice(key, groups)}")
+    if cause is None and word:
+        groups = group_names(files("lightconv_mt.configs"))
+        return ConfigError(
+            f"there is no config group {word['key']}; {suggest(word['key'], groups)}"
+        )
     if cause is None:
-        return None
-    key = key or str(cause.full_key or "")
-    if not key or key.startswith("hydra"):
-        return ConfigError(f"{key}: {_first_line(cause)}" if key else _first_line(cause))
-    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        return ConfigError(_first_line(error))
+    key = word["key"] if word else str(cause.full_key or "")
+    types = types_at(root, key, registers=registers) if key else []
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and not key.startswith("hydra"):
         return unknown_key(root, key, registers=registers)
+    if isinstance(cause, InterpolationToMissingValueError):
+        return ConfigError(f"{key}: {_first_line(cause)}; give that key a value")
     if "deletion" in str(cause.msg):
         return ConfigError(f"{key} cannot be removed; give it another value")
-    types = types_at(root, key, registers=registers)
     if isinstance(cause, ValidationError) and types:
         quoted = re.search(r"[Vv]alue '(?P<value>[^']*)'", str(cause.msg))
-        given = repr(value) if equals else repr(quoted["value"]) if quoted else "wrong"
-        return ConfigError(f"{key} is {given}; give {expected(types[0], key)}")
-    return ConfigError(f"{key}: {_first_line(cause)}")
+        given = word["value"] if word else quoted["value"] if quoted else "mistyped"
+        return ConfigError(f"{key} is {given!r}; give {expected(types[0], key)}")
+    return ConfigError(f"{key}: {_first_line(cause)}" if key else _first_line(cause))
 
 
 def _quoted(value: str) -> str:
     """In single quotes; backslashes are doubled only before a quote, as Hydra reads them."""
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
-
-
-def _choice(given: str, options: list[str]) -> str:
-    close = get_close_matches(given, options, n=1)
-    return f"did you mean {close[0]}?" if close else f"choose one of {', '.join(options)}"
-
-
-def _groups(folder: Traversable, name: str) -> Iterator[str]:
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if entry.is_dir() and not entry.name.startswith("_"):
-            yield name + entry.name
-            yield from _groups(entry, f"{name}{entry.name}/")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lightconv_mt.typed import Registers
+
 PACKAGE = __package__
 ROOT = Path(__file__).parent
 
@@ -101,7 +103,16 @@ def read_name(module: str, name: str) -> Any:
     return file.namespace[name]
 
 
-def read_registered(module: str) -> None:
+def read_root(name: str) -> tuple[type, Registers]:
+    """The torch-free twins of `config.name` and of the registers its fields choose from."""
+    registers: Registers = read_name(f"{PACKAGE}.config", "REGISTERS")
+    for base, _ in registers.values():
+        _read_registered(base.__module__)
+    root: type = read_name(f"{PACKAGE}.config", name)
+    return root, registers
+
+
+def _read_registered(module: str) -> None:
     """Execute every class with a `register_...` decorator in the folder that holds a module."""
     parent = module.rpartition(".")[0]
     for path in sorted(read_file(module).path.parent.glob("*.py")):

@@ -1,6 +1,6 @@
 """Plain values to configuration objects and back, and the nearest valid key; needs no torch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from difflib import get_close_matches
 from enum import Enum
@@ -27,9 +27,7 @@ def build_typed(root: type[Root], plain: Any, *, registers: Registers) -> Root:
     """Build `root` from plain values, as `lightconv_mt.config.to_typed` says."""
     missing = list(_missing_keys(plain, ""))
     if missing:
-        raise ConfigError(
-            f"no value for {', '.join(missing)}; add {' '.join(f'{key}=...' for key in missing)}"
-        )
+        raise _no_value(missing)
     value: Root = _Builder(root, registers).build(root, plain, "")
     return value
 
@@ -65,9 +63,7 @@ def types_at(root: type, key: str, *, registers: Registers) -> list[Any]:
     """Types that a dotted key may have, one for each class of a register; none if it is unknown."""
     types: list[Any] = [root]
     for name in key.split(".") if key else []:
-        types = [
-            child for kind in types for child in _children(_without_none(kind), name, registers)
-        ]
+        types = [child for kind in types for child in _children(kind, name, registers)]
     return types
 
 
@@ -84,15 +80,21 @@ def expected(kind: Any, key: str) -> str:
     return _SCALARS.get(kind, "keys and values")
 
 
+def suggest(given: str, options: Iterable[str]) -> str:
+    """The nearest option as a question, or all of them, as the end of an error message."""
+    names = sorted(options)
+    close = get_close_matches(given, names, n=1)
+    return f"did you mean {close[0]}?" if close else f"choose one of {', '.join(names)}"
+
+
 def nearest_key(root: type, key: str, *, registers: Registers) -> str | None:
     """The key probably meant by a wrong one: misspelt at its level, or right at another level."""
     valid = ""
     for name in key.split("."):
         names = _names_below(root, valid, registers)
         if name not in names and "NAME" not in names:
-            close = get_close_matches(name, names, n=1, cutoff=0.7) or [
-                n for n in names if n.startswith(name)
-            ]
+            close = get_close_matches(name, names, n=1, cutoff=0.7)
+            close = close or [option for option in names if option.startswith(name)]
             if not close:
                 return _elsewhere(root, key.rpartition(".")[2], registers)
             name = close[0]
@@ -116,9 +118,7 @@ def unknown_key(root: type, key: str, *, registers: Registers) -> ConfigError:
     if nearest is not None:
         return ConfigError(f"there is no key {key}; did you mean {nearest}?")
     names = ", ".join(sorted(_names_below(root, parent, registers)))
-    return ConfigError(
-        f"there is no key {key}; " + (f"{parent or 'the top level'} has {names}" if names else "")
-    )
+    return ConfigError(f"there is no key {key}; {parent or 'the top level'} has {names or 'none'}")
 
 
 class _Builder:
@@ -132,41 +132,32 @@ class _Builder:
             return None if value is None else self.build(_without_none(kind), value, key)
         if get_origin(kind) is list:
             if not isinstance(value, list):
-                raise ConfigError(f"{key} is {value!r}; give {expected(kind, key)}")
-            return [
-                self.build(get_args(kind)[0], item, f"{key}[{index}]")
-                for index, item in enumerate(value)
-            ]
-        if get_origin(kind) is dict:
-            values = self._mapping(kind, value, key)
-            return {
-                name: self.build(get_args(kind)[1], item, f"{key}.{name}")
-                for name, item in values.items()
-            }
-        if is_dataclass(kind):
-            return self._build_object(
-                self._choose(kind, value, key), self._mapping(kind, value, key), key
-            )
+                raise _mistyped(kind, value, key)
+            item_kind = get_args(kind)[0]
+            return [self.build(item_kind, item, f"{key}[{n}]") for n, item in enumerate(value)]
+        if get_origin(kind) is dict or is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise _mistyped(kind, value, key)
+            if is_dataclass(kind):
+                return self._build_object(self._choose(kind, value, key), value, key)
+            item_kind = get_args(kind)[1]
+            return {n: self.build(item_kind, item, f"{key}.{n}") for n, item in value.items()}
         if issubclass(kind, Enum):
             if str(value) not in kind.__members__:
-                raise ConfigError(f"{key} is {value!r}; give {expected(kind, key)}")
+                raise _mistyped(kind, value, key)
             return kind[str(value)]
-        return _scalar(kind, value, key)
+        return _build_scalar(kind, value, key)
 
     def _build_object(self, kind: Any, values: dict[str, Any], key: str) -> Any:
-        hints = get_type_hints(kind)
-        prefix = f"{key}." if key else ""
+        hints, prefix = get_type_hints(kind), f"{key}." if key else ""
         for name in values:
             if name not in hints:
-                raise unknown_key(self.root, prefix + name, registers=self.registers)
-        missing = [
-            prefix + f.name for f in fields(kind) if f.name not in values and _is_required(f)
-        ]
+                raise unknown_key(self.root, f"{prefix}{name}", registers=self.registers)
+        required = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING]
+        missing = [prefix + name for name in required if name not in values]
         if missing:
-            raise ConfigError(f"no value for {', '.join(missing)}")
-        arguments = {
-            name: self.build(hints[name], value, prefix + name) for name, value in values.items()
-        }
+            raise _no_value(missing)
+        arguments = {n: self.build(hints[n], value, prefix + n) for n, value in values.items()}
         try:
             return kind(**arguments)
         except ConfigError as error:
@@ -174,65 +165,60 @@ class _Builder:
                 raise
             raise ConfigError(f"{key}: {error}") from error
 
-    def _choose(self, kind: Any, value: Any, key: str) -> Any:
+    def _choose(self, kind: Any, value: dict[str, Any], key: str) -> Any:
         for base, register in self.registers.values():
             if kind is base:
-                name = self._mapping(kind, value, key).get("name")
+                name = str(value.get("name"))
                 if name not in register:
-                    close = get_close_matches(str(name), register, n=1)
-                    hint = (
-                        f"did you mean {close[0]}?"
-                        if close
-                        else f"choose one of {', '.join(sorted(register))}"
-                    )
-                    raise ConfigError(f"{key}.name is {name!r}; {hint}")
+                    raise ConfigError(f"{key}.name is {name!r}; {suggest(name, register)}")
                 return register[name]
         return kind
 
-    def _mapping(self, kind: Any, value: Any, key: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise ConfigError(
-                f"{key or 'the configuration'} is {value!r}; give {expected(kind, key)}"
-            )
-        return {str(name): item for name, item in value.items()}
 
-
-def _scalar(kind: type, value: Any, key: str) -> Any:
+def _build_scalar(kind: type, value: Any, key: str) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise ConfigError(f"{key} is {value!r}; give {expected(kind, key)}")
-    if kind is float and not isfinite(value):
+        raise _mistyped(kind, value, key)
+    if isinstance(value, float) and not isfinite(value):
         raise ConfigError(f"{key} is {value}; give a finite number")
     return value
 
 
+def _mistyped(kind: Any, value: Any, key: str) -> ConfigError:
+    given = "null" if value is None else repr(value)
+    return ConfigError(f"{key or 'the configuration'} is {given}; give {expected(kind, key)}")
+
+
+def _no_value(keys: list[str]) -> ConfigError:
+    return ConfigError(
+        f"no value for {', '.join(keys)}; add {' '.join(f'{key}=...' for key in keys)}"
+    )
+
+
+def _missing_keys(plain: Any, key: str) -> Iterator[str]:
+    if plain == "???":
+        yield key
+    elif isinstance(plain, dict):
+        for name, value in plain.items():
+            yield from _missing_keys(value, f"{key}.{name}" if key else str(name))
+
+
 def _children(kind: Any, name: str, registers: Registers) -> list[Any]:
     """Annotations that `kind.name` may have."""
+    kind = _without_none(kind)
     if get_origin(kind) is dict:
-        return [get_args(kind)[1]] if name else []
-    if not is_dataclass(kind):
-        return []
-    variants = [
-        cls for base, register in registers.values() if kind is base for cls in register.values()
-    ]
-    return [hints[name] for hints in map(get_type_hints, variants or [kind]) if name in hints]
+        return [get_args(kind)[1]]
+    hints = map(get_type_hints, _variants(kind, registers))
+    return [hint[name] for hint in hints if name in hint]
 
 
 def _names_below(root: type, key: str, registers: Registers) -> list[str]:
     """Keys directly below `key`; NAME stands for one that the user chooses."""
     names = []
     for kind in map(_without_none, types_at(root, key, registers=registers)):
-        variants = [
-            cls
-            for base, register in registers.values()
-            if kind is base
-            for cls in register.values()
-        ]
-        names += [
-            field.name for cls in variants or [kind] if is_dataclass(cls) for field in fields(cls)
-        ]
         names += ["NAME"] if get_origin(kind) is dict else []
+        names += [field.name for cls in _variants(kind, registers) for field in fields(cls)]
     return list(dict.fromkeys(names))
 
 
@@ -253,12 +239,12 @@ def _elsewhere(root: type, name: str, registers: Registers) -> str | None:
     return by_name[close[0]] if close else None
 
 
-def _missing_keys(plain: Any, key: str) -> Iterator[str]:
-    if plain == "???":
-        yield key
-    elif isinstance(plain, dict):
-        for name, value in plain.items():
-            yield from _missing_keys(value, f"{key}.{name}" if key else str(name))
+def _variants(kind: Any, registers: Registers) -> list[Any]:
+    """The dataclasses that a value of type `kind` may be; none for other types."""
+    for base, register in registers.values():
+        if kind is base:
+            return list(register.values())
+    return [kind] if is_dataclass(kind) else []
 
 
 def _without_none(kind: Any) -> Any:
@@ -267,10 +253,6 @@ def _without_none(kind: Any) -> Any:
         return kind
     (only,) = (option for option in get_args(kind) if option is not NoneType)
     return only
-
-
-def _is_required(field: Any) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _plain_value(value: Any) -> Any:

@@ -1,9 +1,10 @@
-"""What a validation measures: loss and detokenised BLEU on held-out pairs, sample translations, pictures."""
+"""What a validation measures: loss and BLEU on held-out pairs, sample translations, pictures."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from lightconv_mt.data.batching import Batch, BatchConfig, collate, pack_by_length
 from lightconv_mt.data.corpus import SentencePair
@@ -41,19 +42,24 @@ class Validator:
             num_samples: translations to show.
             tgt_lang: decides BLEU's tokenisation.
         """
-        self.translator, self.pairs, self.decode, self.tgt_lang = translator, pairs, decode, tgt_lang
+        self.translator, self.pairs = translator, pairs
+        self.decode, self.tgt_lang = decode, tgt_lang
         self.loss = LabelSmoothedLoss(label_smoothing)
         self.batches = _batches(pairs, translator.tokenizers, batch)
         self.max_tokens = batch.max_tokens
         # Spread over the set, the same every time.
-        self.shown = np.linspace(0, len(pairs) - 1, num=min(num_samples, len(pairs)), dtype=int).tolist()
+        self.shown = np.linspace(
+            0, len(pairs) - 1, num=min(num_samples, len(pairs)), dtype=int
+        ).tolist()
 
     def __call__(self) -> Validation:
         """Measure."""
         translator = self.translator
         device, precision = translator.device, translator.precision
         with torch.autocast(device.type, precision, enabled=precision not in (None, torch.float32)):
-            loss, nll = mean_loss(translator.model, (batch.to(device) for batch in self.batches), self.loss)
+            loss, nll = mean_loss(
+                translator.model, (batch.to(device) for batch in self.batches), self.loss
+            )
         hypotheses = self.translate()
         bleu = self.score(hypotheses)
         return Validation(
@@ -65,36 +71,46 @@ class Validator:
     def translate(self) -> list[str]:
         """Translations of the sources."""
         sources = [pair.src for pair in self.pairs]
-        return [found.text for found in self.translator.translate(sources, self.decode, max_tokens=self.max_tokens)]
+        return [
+            found.text
+            for found in self.translator.translate(sources, self.decode, max_tokens=self.max_tokens)
+        ]
 
     def score(self, hypotheses: list[str]) -> Score:
         """Detokenised BLEU with its signature."""
         references = [[pair.tgt for pair in self.pairs]]
         return score(hypotheses, references, metrics=["bleu"], tgt_lang=self.tgt_lang)[0]
 
-    def _figures(self) -> dict[str, object]:
+    def _figures(self) -> dict[str, Figure]:
         if not self.shown:
             return {}
         tokenizers = self.translator.tokenizers
         (batch,) = _batches([self.pairs[self.shown[0]]], tokenizers, BatchConfig())
         src_pieces = tokenizers.src.pieces(batch.src[0].tolist())
         tgt_pieces = tokenizers.tgt.pieces(batch.tgt_in[0].tolist())
-        return dict(
-            draw_model(
-                self.translator.model, batch.to(self.translator.device), src_pieces=src_pieces, tgt_pieces=tgt_pieces
-            )
+        return draw_model(
+            self.translator.model,
+            batch.to(self.translator.device),
+            src_pieces=src_pieces,
+            tgt_pieces=tgt_pieces,
         )
 
 
-def _batches(pairs: Sequence[SentencePair], tokenizers: TokenizerPair, config: BatchConfig) -> list[Batch]:
+def _batches(
+    pairs: Sequence[SentencePair], tokenizers: TokenizerPair, config: BatchConfig
+) -> list[Batch]:
     sides = zip(*pairs, strict=True)
     src, tgt = (
         [[*ids, tokenizer.ids.eos] for ids in tokenizer.encode_batch(list(side))]
         for tokenizer, side in zip((tokenizers.src, tokenizers.tgt), sides, strict=True)
     )
-    lengths = [np.array([len(row) for row in rows], dtype=np.int32) for rows in (src, tgt)]
-    packed = pack_by_length(np.arange(len(pairs)), *lengths, config)
+    src_lengths, tgt_lengths = (
+        np.array(list(map(len, side)), dtype=np.int32) for side in (src, tgt)
+    )
+    packed = pack_by_length(np.arange(len(pairs)), src_lengths, tgt_lengths, config)
     return [
-        collate([(src[index], tgt[index]) for index in indices], tokenizers.src.ids, tokenizers.tgt.ids)
+        collate(
+            [(src[index], tgt[index]) for index in indices], tokenizers.src.ids, tokenizers.tgt.ids
+        )
         for indices in (group.tolist() for group in packed)
     ]

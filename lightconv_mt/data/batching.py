@@ -1,12 +1,14 @@
 """Length buckets under a token budget; the order is a pure function of (seed, epoch, index)."""
 
+import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from lightconv_mt.data.encoded import EncodedPairs
 from lightconv_mt.data.tokenizer import SpecialIds, TokenizerPair
@@ -28,12 +30,15 @@ class BatchConfig:
             if getattr(self, key) < 1:
                 raise ConfigError(f"batch.{key} is {getattr(self, key)}; give 1 or more")
         if self.max_sentences is not None and self.max_sentences < 1:
-            raise ConfigError(f"batch.max_sentences is {self.max_sentences}; give 1 or more, or null for no limit")
+            raise ConfigError(
+                f"batch.max_sentences is {self.max_sentences}; give 1 or more, or null for no limit"
+            )
         if self.num_workers < 0:
             raise ConfigError(f"batch.num_workers is {self.num_workers}; give 0 or more")
         if self.max_length > self.max_tokens:
             raise ConfigError(
-                f"batch.max_length is {self.max_length}, more than batch.max_tokens ({self.max_tokens}); lower it"
+                f"batch.max_length is {self.max_length}, more than batch.max_tokens "
+                f"({self.max_tokens}); lower it"
             )
 
 
@@ -61,8 +66,14 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
-        tensors = (self.src, self.src_mask, self.tgt_in, self.tgt_out, self.tgt_mask)
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.num_tokens, self.indices)
+        return replace(
+            self,
+            src=self.src.to(device, non_blocking=True),
+            src_mask=self.src_mask.to(device, non_blocking=True),
+            tgt_in=self.tgt_in.to(device, non_blocking=True),
+            tgt_out=self.tgt_out.to(device, non_blocking=True),
+            tgt_mask=self.tgt_mask.to(device, non_blocking=True),
+        )
 
 
 class TokenBatcher:
@@ -79,14 +90,29 @@ class TokenBatcher:
         weights: Sequence[float] | None = None,
         temperature: float = 1.0,
     ) -> None:
-        """Keep the parts; see `TokenizerConfig.sampling`, `SourceConfig.weight` and `CorpusConfig.temperature`."""
+        """Plan batches over the pairs.
+
+        Args:
+            pairs: the tokenised corpus.
+            config: the budget.
+            tokenizers: special ids, and text to ids where `sampling` is above 0.
+            seed: decides order, mixing and sampling.
+            sampling: see `TokenizerConfig.sampling`.
+            weights: of each source; with n_i pairs, source i fills a share `w_i * n_i ** (1 /
+                temperature)` of an epoch. Equal weights at temperature 1 read every pair once.
+            temperature: see `weights`.
+        """
         self.pairs, self.config, self.tokenizers = pairs, config, tokenizers
         self.seed, self.sampling = seed, sampling
+        self.weights = list(weights) if weights is not None else [1.0] * len(pairs.source_sizes)
+        self.temperature = temperature
         longest = np.maximum(pairs.src_lengths, pairs.tgt_lengths)
         self._fits = longest <= config.max_length
         self.num_dropped = int((~self._fits).sum())
         if not self._fits.any():
-            raise DataError(f"every training pair has more than batch.max_length={config.max_length} tokens")
+            raise DataError(
+                f"every training pair has more than batch.max_length={config.max_length} tokens"
+            )
         self._plan: tuple[int, list[NDArray[np.int64]]] = (-1, [])
 
     def num_batches(self, epoch: int) -> int:
@@ -100,37 +126,95 @@ class TokenBatcher:
             seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
             texts = self.pairs.texts(indices)
             sides = [
-                [[*ids, tokenizer.ids.eos] for ids in tokenizer.encode_sampled(side, alpha=self.sampling, seed=seed)]
+                [
+                    [*ids, tokenizer.ids.eos]
+                    for ids in tokenizer.encode_sampled(side, alpha=self.sampling, seed=seed)
+                ]
                 for tokenizer, side in zip(
-                    (self.tokenizers.src, self.tokenizers.tgt), zip(*texts, strict=True), strict=True
+                    (self.tokenizers.src, self.tokenizers.tgt),
+                    zip(*texts, strict=True),
+                    strict=True,
                 )
             ]
             rows = [
-                (src[: self.config.max_length], tgt[: self.config.max_length]) for src, tgt in zip(*sides, strict=True)
+                (src[: self.config.max_length], tgt[: self.config.max_length])
+                for src, tgt in zip(*sides, strict=True)
             ]
         else:
-            rows = self.pairs.get(indices)  # type: ignore[assignment]
+            rows = self.pairs.get(indices)
         ids = self.tokenizers.src.ids, self.tokenizers.tgt.ids
         return collate(rows, *ids, indices=indices, pad_multiple=self.config.pad_multiple)
 
     def iterate(self, epoch: int, start_index: int = 0) -> Iterator[Batch]:
-        """Micro-batches of an epoch from an index on."""
-        for index in range(start_index, self.num_batches(epoch)):
-            yield self.batch(epoch, index)
+        """Micro-batches of an epoch from an index on, the same for any number of workers."""
+        rest = _Epoch(self, epoch, start_index)
+        if not self.config.num_workers:
+            yield from (rest[offset] for offset in range(len(rest)))
+            return
+        yield from DataLoader(
+            rest,
+            batch_size=None,
+            num_workers=self.config.num_workers,
+            worker_init_fn=_leave_signals_to_the_trainer,
+        )
 
     def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
         if self._plan[0] != epoch:
             generator = np.random.default_rng([self.seed, epoch])
-            order = generator.permutation(np.flatnonzero(self._fits))
-            batches = pack_by_length(order, self.pairs.src_lengths, self.pairs.tgt_lengths, self.config)
+            order = generator.permutation(self._draw(generator))
+            batches = pack_by_length(
+                order, self.pairs.src_lengths, self.pairs.tgt_lengths, self.config
+            )
             self._plan = (epoch, [batches[place] for place in generator.permutation(len(batches))])
         return self._plan[1]
 
+    def _draw(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Indices of an epoch's pairs, sources mixed as `weights` and `temperature` ask."""
+        ends = np.cumsum(self.pairs.source_sizes)
+        parts = np.split(self._fits, ends[:-1])
+        sources = [
+            np.flatnonzero(part) + end - len(part) for part, end in zip(parts, ends, strict=True)
+        ]
+        sizes = np.array([len(source) for source in sources], dtype=np.float64)
+        shares = np.array(self.weights) * np.where(
+            sizes > 0, sizes ** (1.0 / self.temperature), 0.0
+        )
+        counts = np.round(shares / shares.sum() * sizes.sum()).astype(int)
+        drawn = []
+        for source, count in zip(sources, counts.tolist(), strict=True):
+            if count:
+                repeats, rest = divmod(count, len(source))
+                drawn += [source] * repeats
+                if rest:
+                    drawn.append(generator.permutation(source)[:rest])
+        return np.concatenate(drawn)
+
+
+class _Epoch(Dataset[Batch]):
+    """The micro-batches of an epoch from an index on."""
+
+    def __init__(self, batcher: TokenBatcher, epoch: int, start: int) -> None:
+        self.batcher, self.epoch, self.start = batcher, epoch, start
+
+    def __len__(self) -> int:
+        return self.batcher.num_batches(self.epoch) - self.start
+
+    def __getitem__(self, offset: int) -> Batch:
+        return self.batcher.batch(self.epoch, self.start + offset)
+
+
+def _leave_signals_to_the_trainer(_: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
 
 def pack_by_length(
-    order: NDArray[np.int64], src_lengths: NDArray[np.int32], tgt_lengths: NDArray[np.int32], config: BatchConfig
+    order: NDArray[np.int64],
+    src_lengths: NDArray[np.int32],
+    tgt_lengths: NDArray[np.int32],
+    config: BatchConfig,
 ) -> list[NDArray[np.int64]]:
-    """Cut pairs, sorted by length, into batches under the budget; equal lengths keep their order."""
+    """Cut pairs, sorted by length, into batches under the budget; ties keep their order."""
     longest = np.maximum(src_lengths[order], tgt_lengths[order])
     order = order[np.lexsort((src_lengths[order], tgt_lengths[order], longest))]
     batches, start, width = [], 0, 0
@@ -138,7 +222,9 @@ def pack_by_length(
         length = max(int(src_lengths[index]), int(tgt_lengths[index]))
         wider = max(width, -(-length // config.pad_multiple) * config.pad_multiple)
         count = place - start + 1
-        if count > 1 and (wider * count > config.max_tokens or count > (config.max_sentences or count)):
+        if count > 1 and (
+            wider * count > config.max_tokens or count > (config.max_sentences or count)
+        ):
             batches.append(order[start:place])
             start, wider = place, length
         width = wider
@@ -159,7 +245,9 @@ def collate(
     tgt_mask = tgt_out != tgt_ids.pad
     tgt_in = torch.cat([torch.full((len(rows), 1), tgt_ids.bos), tgt_out[:, :-1]], dim=1)
     tgt_in[~tgt_mask] = tgt_ids.pad
-    return Batch(src, src != src_ids.pad, tgt_in, tgt_out, tgt_mask, int(tgt_mask.sum()), indices or [])
+    return Batch(
+        src, src != src_ids.pad, tgt_in, tgt_out, tgt_mask, int(tgt_mask.sum()), indices or []
+    )
 
 
 def _pad(rows: Sequence[Sequence[int]], pad: int, multiple: int) -> Tensor:

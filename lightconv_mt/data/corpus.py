@@ -1,4 +1,4 @@
-"""Parallel sentences: from files, the `datasets` package or the embedded generator; filtered and counted."""
+"""Parallel sentences from files, `datasets` or the embedded generator; filtered and counted."""
 
 import hashlib
 import os
@@ -31,8 +31,9 @@ class SourceFormat(Enum):
 class SourceConfig:
     """One parallel source.
 
-    `text` reads the two line-aligned files src and tgt. The other formats read `path`; there src and tgt name columns:
-    numbers from 0 for tsv, names for json, parquet and hub (dots reach into nested fields, as in translation.en).
+    `text` reads the two line-aligned files src and tgt. The other formats read `path`; there src
+    and tgt name columns: numbers from 0 for tsv, names for json, parquet and hub (dots reach into
+    nested fields, as in translation.en).
     """
 
     format: SourceFormat
@@ -45,16 +46,20 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         if not self.weight > 0.0:
-            raise ConfigError(f"the weight of a data source is {self.weight}; give a positive number")
+            raise ConfigError(
+                f"the weight of a data source is {self.weight}; give a positive number"
+            )
         if self.format is SourceFormat.text and (not self.src or not self.tgt):
-            raise ConfigError("a data source of format text needs two files; give src=FILE and tgt=FILE")
+            raise ConfigError(
+                "a data source of format text needs two files; give src=FILE and tgt=FILE"
+            )
         if self.format not in (SourceFormat.text, SourceFormat.cldr) and not self.path:
             raise ConfigError(f"a data source of format {self.format.name} needs path=...")
 
 
 @dataclass(kw_only=True)
 class FilterConfig:
-    """Which training pairs are dropped before tokenising; validation and test data are never filtered."""
+    """Which training pairs are dropped; validation and test data are never filtered."""
 
     max_words: int = 250
     max_chars: int = 2000
@@ -130,7 +135,7 @@ class FilterReport:
 
 
 class Corpus:
-    """Training pairs of every source, read and filtered anew on each pass, so nothing needs to fit in memory."""
+    """Training pairs of every source, read and filtered anew on each pass, never held in memory."""
 
     def __init__(self, config: CorpusConfig) -> None:
         """Keep the configuration; nothing is read yet."""
@@ -150,7 +155,9 @@ class Corpus:
                 else:
                     self.report.drop(name, rule, pair)
         if not self.report.kept:
-            raise DataError("no training pair is left after filtering; see data.filter and the data report")
+            raise DataError(
+                "no training pair is left after filtering; see data.filter and the data report"
+            )
 
     def digest(self) -> str:
         """sha256 over every pair that training reads, names of the sources included."""
@@ -205,9 +212,73 @@ def _read_tsv(config: SourceConfig, corpus: CorpusConfig) -> Iterator[SentencePa
         cells = line.split("\t")
         if len(cells) <= max(src, tgt):
             raise DataError(
-                f"{config.path}, line {number}: {len(cells)} columns, but columns {src} and {tgt} (from 0) are wanted"
+                f"{config.path}, line {number}: {len(cells)} columns, "
+                f"but columns {src} and {tgt} (from 0) are wanted"
             )
         yield SentencePair(cells[src], cells[tgt])
+
+
+def _read_tables(config: SourceConfig, corpus: CorpusConfig) -> Iterator[SentencePair]:
+    """JSON lines, parquet or a hub data set, row by row through the `datasets` package."""
+    assert config.path is not None
+    columns = (config.src or corpus.src_lang, config.tgt or corpus.tgt_lang)
+    for number, row in enumerate(_open_tables(config), start=1):
+        sides = []
+        for column in columns:
+            value: Any = row
+            for name in column.split("."):
+                if not isinstance(value, dict) or name not in value:
+                    there = ", ".join(value) if isinstance(value, dict) else "no columns"
+                    raise DataError(
+                        f"{config.path}, row {number}: no column {column}; there is {there}"
+                    )
+                value = value[name]
+            if not isinstance(value, str):
+                raise DataError(
+                    f"{config.path}, row {number}: {column} is {value!r}, no text; mend or drop it"
+                )
+            sides.append(value)
+        yield SentencePair(*sides)
+
+
+def _open_tables(config: SourceConfig) -> Iterator[dict[str, Any]]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    path = str(config.path)
+    local = Path(path).exists()
+    if config.format is not SourceFormat.hub and not local:
+        raise DataError(f"cannot read {path}: no such file")
+    split = config.split or "train"
+    try:
+        if config.format is SourceFormat.hub:
+            table = datasets.load_dataset(
+                path,
+                config.subset,
+                split=split,
+                download_config=datasets.DownloadConfig(max_retries=1, local_files_only=local),
+            )
+        else:
+            table = datasets.load_dataset(
+                config.format.value, data_files=path, split="train", streaming=True
+            )
+        yield from table
+    except DataError:
+        raise
+    except Exception as error:  # datasets raises whatever its readers and the network do
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        remedy = "; offline, give path=FOLDER of a local copy, or files with data=text, tsv, json"
+        hint = "" if local else remedy
+        raise DataError(f"cannot load {path} (split {split}): {cause}{hint}") from error
+
+
+def _read_cldr(config: SourceConfig, corpus: CorpusConfig) -> Iterator[SentencePair]:
+    from lightconv_mt.data.cldr import cached_pairs
+
+    folder = corpus.cache_folder()
+    yield from cached_pairs(
+        corpus.src_lang, corpus.tgt_lang, split=config.split or "train", cache_dir=folder
+    )
 
 
 def _column_number(value: str | None, default: int) -> int:
@@ -240,4 +311,8 @@ def _broken_rule(pair: SentencePair, config: FilterConfig, seen: set[bytes]) -> 
 _READERS: dict[SourceFormat, Callable[[SourceConfig, CorpusConfig], Iterator[SentencePair]]] = {
     SourceFormat.text: _read_text,
     SourceFormat.tsv: _read_tsv,
+    SourceFormat.cldr: _read_cldr,
+    SourceFormat.json: _read_tables,
+    SourceFormat.parquet: _read_tables,
+    SourceFormat.hub: _read_tables,
 }

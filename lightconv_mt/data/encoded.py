@@ -5,11 +5,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +26,13 @@ _FORMAT = 1  # raised when the layout changes, so that old caches are not read
 
 
 class EncodedPairs:
-    """Token ids of sentence pairs, EOS at the end of both sides, read from disk as they are asked for."""
+    """Token ids of sentence pairs, EOS at the end of both sides, read from disk on demand."""
 
     def __init__(self, path: Path) -> None:
         """Map the Arrow file."""
         import pyarrow
+
+        self._path = path
 
         self._table = pyarrow.ipc.open_file(pyarrow.memory_map(str(path))).read_all()
         metadata = self._table.schema.metadata or {}
@@ -39,10 +40,16 @@ class EncodedPairs:
         self.source_names: list[str] = json.loads(metadata[b"source_names"])
         self._columns = {side: _flat_column(self._table, side) for side in ("src", "tgt")}
         self.src_lengths, self.tgt_lengths = (
-            np.concatenate([np.diff(offsets) for _, offsets in self._columns[side]] or [np.zeros(0)]).astype(np.int32)
+            np.concatenate(
+                [np.diff(offsets) for _, offsets in self._columns[side]] or [np.zeros(0)]
+            ).astype(np.int32)
             for side in ("src", "tgt")
         )
         self._starts = np.cumsum([0, *(len(offsets) - 1 for _, offsets in self._columns["src"])])
+
+    def __reduce__(self) -> tuple[type["EncodedPairs"], tuple[Path]]:
+        """Other processes map the file themselves."""
+        return EncodedPairs, (self._path,)
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -65,8 +72,10 @@ class EncodedPairs:
 
 
 def encode_corpus(corpus: Corpus, tokenizers: TokenizerPair) -> EncodedPairs:
-    """Tokenise the training corpus once; a second call with the same text and tokenizer reads the cache."""
-    digest = hashlib.sha256(f"{_FORMAT} {corpus.digest()} {tokenizers.digest}".encode()).hexdigest()[:32]
+    """Tokenise the training corpus, or read the cache if text and tokenizer are as before."""
+    digest = hashlib.sha256(
+        f"{_FORMAT} {corpus.digest()} {tokenizers.digest}".encode()
+    ).hexdigest()[:32]
     folder = corpus.config.cache_folder() / "encoded" / digest
     if not (folder / "pairs.arrow").exists():
         temporary = folder.with_name(f".{digest}.tmp-{os.getpid()}")
@@ -89,7 +98,12 @@ def encode_corpus(corpus: Corpus, tokenizers: TokenizerPair) -> EncodedPairs:
 def _write(corpus: Corpus, tokenizers: TokenizerPair, path: Path) -> None:
     import pyarrow as pa
 
-    fields = [("src", pa.list_(pa.int32())), ("tgt", pa.list_(pa.int32())), ("src_text", pa.string()), ("tgt_text", pa.string())]
+    fields = [
+        ("src", pa.list_(pa.int32())),
+        ("tgt", pa.list_(pa.int32())),
+        ("src_text", pa.string()),
+        ("tgt_text", pa.string()),
+    ]
     schema = pa.schema(fields)
     body = path.with_suffix(".body")
     with pa.OSFile(str(body), "wb") as file, pa.ipc.new_file(file, schema) as writer:
@@ -100,17 +114,25 @@ def _write(corpus: Corpus, tokenizers: TokenizerPair, path: Path) -> None:
                 [[*row, tokenizer.ids.eos] for row in tokenizer.encode_batch(side)]
                 for tokenizer, side in zip((tokenizers.src, tokenizers.tgt), texts, strict=True)
             ]
-            arrays = [pa.array(values, type=kind) for values, (_, kind) in zip([*ids, *texts], fields, strict=True)]
+            arrays = [
+                pa.array(values, type=kind)
+                for values, (_, kind) in zip([*ids, *texts], fields, strict=True)
+            ]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
     names = list(corpus.report.kept)
-    metadata = {"source_names": json.dumps(names), "source_sizes": json.dumps([corpus.report.kept[n] for n in names])}
+    metadata = {
+        "source_names": json.dumps(names),
+        "source_sizes": json.dumps([corpus.report.kept[n] for n in names]),
+    }
     table = pa.ipc.open_file(pa.memory_map(str(body))).read_all().replace_schema_metadata(metadata)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     body.unlink()
 
 
-def _flat_column(table: "pyarrow.Table", name: str) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+def _flat_column(
+    table: "pyarrow.Table", name: str
+) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
     """Values and offsets of every chunk, without copying."""
     return [
         (chunk.values.to_numpy(zero_copy_only=True), chunk.offsets.to_numpy(zero_copy_only=True))

@@ -1,4 +1,4 @@
-"""Byte-exact lines: split on \\n alone, so that no character inside a sentence can shift a parallel corpus."""
+"""Byte-exact lines: only the newline byte ends one, so no other character can shift a corpus."""
 
 import gzip
 import logging
@@ -15,7 +15,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class BadUtf8(Enum):
-    """What to do with bytes that are no UTF-8: replace them by U+FFFD and count the lines, or stop."""
+    """What to do with bytes that are no UTF-8: put U+FFFD and count the lines, or stop."""
 
     replace = "replace"
     error = "error"
@@ -24,8 +24,8 @@ class BadUtf8(Enum):
 def read_lines(path: str | Path, *, on_bad_utf8: BadUtf8 = BadUtf8.replace) -> Iterator[str]:
     r"""Lines of a text file, gzipped or not.
 
-    Only \n ends a line; one \r before it is dropped, as is a byte-order mark at the very beginning. U+2028, NEL, VT,
-    FF and lone \r stay inside their line.
+    Only \n ends a line; one \r before it is dropped, as is a byte-order mark at the very beginning.
+    U+2028, NEL, VT, FF and lone \r stay inside their line.
 
     Args:
         path: of the file; gzip is told by its first bytes.
@@ -35,7 +35,8 @@ def read_lines(path: str | Path, *, on_bad_utf8: BadUtf8 = BadUtf8.replace) -> I
         Each line without its end.
 
     Raises:
-        DataError: when the file cannot be read, is a truncated gzip, or holds invalid bytes that are to be refused.
+        DataError: when the file cannot be read, is a truncated gzip, or holds invalid bytes that
+            are to be refused.
     """
     path = Path(path)
     bad = 0
@@ -48,10 +49,15 @@ def read_lines(path: str | Path, *, on_bad_utf8: BadUtf8 = BadUtf8.replace) -> I
                 if replaced:
                     bad += 1
                     if on_bad_utf8 is BadUtf8.error:
-                        raise DataError(f"{path}, line {number}: invalid UTF-8; set data.on_bad_utf8=replace or mend it")
+                        raise DataError(
+                            f"{path}, line {number}: invalid UTF-8; "
+                            f"set data.on_bad_utf8=replace or mend it"
+                        )
                 yield line
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if bad:
         logger.warning("%s: invalid UTF-8 replaced in %d lines", path, bad)
 

@@ -5,7 +5,7 @@ import io
 import logging
 import random
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -48,18 +48,25 @@ class TokenizerConfig:
     num_threads: int = 1  # unigram vocabularies depend on it, so it is pinned
     src_model: str | None = None  # a given SentencePiece model; alone it serves both sides
     tgt_model: str | None = None
-    sampling: float = 0.0  # in training only: BPE-dropout probability, or the unigram sampler's alpha
+    sampling: float = (
+        0.0  # in training only: BPE-dropout probability, or the unigram sampler's alpha
+    )
 
     def __post_init__(self) -> None:
         for key in ("vocab_size", "sample_sentences", "num_threads"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"tokenizer.{key} is {getattr(self, key)}; give 1 or more")
         if not 0.9 <= self.character_coverage <= 1.0:
-            raise ConfigError(f"tokenizer.character_coverage is {self.character_coverage}; give 0.9 to 1.0")
+            raise ConfigError(
+                f"tokenizer.character_coverage is {self.character_coverage}; give 0.9 to 1.0"
+            )
         if not 0.0 <= self.sampling < 1.0:
             raise ConfigError(f"tokenizer.sampling is {self.sampling}; give a value in [0, 1)")
         if self.tgt_model is not None and self.src_model is None:
-            raise ConfigError("tokenizer.tgt_model is given without tokenizer.src_model; give both, or src_model alone")
+            raise ConfigError(
+                "tokenizer.tgt_model is given without tokenizer.src_model; "
+                "give both, or src_model alone"
+            )
 
 
 @dataclass(frozen=True)
@@ -94,13 +101,19 @@ class Tokenizer:
         try:
             self._processor.LoadFromSerializedProto(model)
         except (RuntimeError, TypeError) as error:
-            raise DataError(f"{name} is no SentencePiece model; give a .model file that spm_train made") from error
+            raise DataError(
+                f"{name} is no SentencePiece model; give a .model file that spm_train made"
+            ) from error
         if not self._processor.get_piece_size():
-            raise DataError(f"{name} is an empty SentencePiece model; give a .model file that spm_train made")
+            raise DataError(
+                f"{name} is an empty SentencePiece model; give a .model file that spm_train made"
+            )
         special = {"BOS": self._processor.bos_id(), "EOS": self._processor.eos_id()}
         for token, number in special.items():
             if number < 0:
-                raise DataError(f"{name} has no {token} piece; train it with {token.lower()}_id set")
+                raise DataError(
+                    f"{name} has no {token} piece; train it with {token.lower()}_id set"
+                )
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -108,14 +121,18 @@ class Tokenizer:
         try:
             return cls(path.read_bytes(), name=str(path))
         except OSError as error:
-            raise DataError(f"cannot read the SentencePiece model {path}: {error.strerror}") from error
+            raise DataError(
+                f"cannot read the SentencePiece model {path}: {error.strerror}"
+            ) from error
 
     @cached_property
     def ids(self) -> SpecialIds:
         """Special ids; a model without a padding piece gets one after its last."""
         processor = self._processor
         pad = processor.pad_id() if processor.pad_id() >= 0 else processor.get_piece_size()
-        return SpecialIds(bos=processor.bos_id(), pad=pad, eos=processor.eos_id(), unk=processor.unk_id())
+        return SpecialIds(
+            bos=processor.bos_id(), pad=pad, eos=processor.eos_id(), unk=processor.unk_id()
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -137,7 +154,7 @@ class Tokenizer:
         return encoded
 
     def encode_sampled(self, texts: Sequence[str], *, alpha: float, seed: int) -> list[list[int]]:
-        """Ids of one random segmentation of each sentence: BPE-dropout, or sampling from a unigram lattice.
+        """Ids of one random segmentation of each sentence: BPE-dropout, or unigram sampling.
 
         Args:
             texts: sentences.
@@ -149,10 +166,13 @@ class Tokenizer:
         def run() -> None:
             for text in texts:
                 encoded.append(
-                    self._processor.encode(_encodable(text), enable_sampling=True, alpha=alpha, nbest_size=-1)
+                    self._processor.encode(
+                        _encodable(text), enable_sampling=True, alpha=alpha, nbest_size=-1
+                    )
                 )
 
-        # SentencePiece seeds a generator once a thread, so a new thread makes the result a function of the seed.
+        # SentencePiece seeds a generator once a thread, so a new thread makes the result a function
+        # of the seed.
         sentencepiece.set_random_generator_seed(seed % (2**32 - 2) + 1)
         thread = threading.Thread(target=run)
         thread.start()
@@ -208,7 +228,10 @@ class TokenizerPair:
             if (run_dir / "tokenizer.model").exists():
                 both = Tokenizer.load(run_dir / "tokenizer.model")
                 return cls(both, both)
-            return cls(Tokenizer.load(run_dir / "tokenizer.src.model"), Tokenizer.load(run_dir / "tokenizer.tgt.model"))
+            return cls(
+                Tokenizer.load(run_dir / "tokenizer.src.model"),
+                Tokenizer.load(run_dir / "tokenizer.tgt.model"),
+            )
         except DataError as error:
             raise CheckpointError(f"{run_dir} has no usable tokenizer: {error}") from error
 
@@ -219,11 +242,15 @@ def build_tokenizers(
     """Load the given models or train new ones on the sentences."""
     if config.src_model is not None:
         src = Tokenizer.load(Path(config.src_model))
-        return TokenizerPair(src, Tokenizer.load(Path(config.tgt_model)) if config.tgt_model else src)
+        return TokenizerPair(
+            src, Tokenizer.load(Path(config.tgt_model)) if config.tgt_model else src
+        )
     if config.vocabulary is Vocabulary.joint:
         both = train_tokenizer(config, chain(src_sentences, tgt_sentences))
         return TokenizerPair(both, both)
-    return TokenizerPair(train_tokenizer(config, src_sentences), train_tokenizer(config, tgt_sentences))
+    return TokenizerPair(
+        train_tokenizer(config, src_sentences), train_tokenizer(config, tgt_sentences)
+    )
 
 
 def train_tokenizer(config: TokenizerConfig, sentences: Iterable[str]) -> Tokenizer:
@@ -254,7 +281,7 @@ def train_tokenizer(config: TokenizerConfig, sentences: Iterable[str]) -> Tokeni
             minloglevel=2,
         )
     except (RuntimeError, ValueError, OSError) as error:
-        cause = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        cause = " ".join(str(error).split()).rpartition("] ")[2].rstrip(".")
         raise DataError(
             f"cannot learn {config.vocab_size} pieces from {len(sample)} sentences ({cause}); "
             f"lower tokenizer.vocab_size or give more text"

@@ -18,7 +18,8 @@ CONV_MIXERS: dict[str, type[LightConvConfig] | type[DynamicConvConfig]] = {
     "dynamic": DynamicConvConfig,
 }
 
-# Parts of a layer by their name in fairseq; "layer_norm1" and its like belong to LightConv encoders.
+# Parts of a layer by their name in fairseq; "layer_norm1" and its like belong to LightConv
+# encoders.
 _ENCODER_PARTS = {
     "layer_norm1": "mixer_sublayer.norm",
     "layer_norm2": "feed_forward_sublayer.norm",
@@ -37,7 +38,10 @@ _SHARED_PARTS = {
     "conv.weight_linear": "mixer.kernel_predictor",
     "fc1": "feed_forward.inner",
     "fc2": "feed_forward.outer",
-    **{f"self_attn.{short}_proj": f"mixer.{long}" for short, long in (("q", "query"), ("k", "key"), ("v", "value"))},
+    **{
+        f"self_attn.{short}_proj": f"mixer.{long}"
+        for short, long in (("q", "query"), ("k", "key"), ("v", "value"))
+    },
     **{
         f"encoder_attn.{short}_proj": f"source_attention.{long}"
         for short, long in (("q", "query"), ("k", "key"), ("v", "value"))
@@ -58,9 +62,16 @@ def read_architecture(fields: Mapping[str, Any]) -> ModelConfig:
     Raises:
         CheckpointError: for an option this library does not have, naming it.
     """
-    for option in ("encoder_learned_pos", "decoder_learned_pos", "no_token_positional_embeddings", "adaptive_softmax_cutoff"):
+    for option in (
+        "encoder_learned_pos",
+        "decoder_learned_pos",
+        "no_token_positional_embeddings",
+        "adaptive_softmax_cutoff",
+    ):
         if fields.get(option):
-            raise CheckpointError(f"the fairseq model was trained with {option}, which is not supported here")
+            raise CheckpointError(
+                f"the fairseq model was trained with {option}, which is not supported here"
+            )
     encoder_mixer, decoder_mixer = _mixer(fields, "encoder"), _mixer(fields, "decoder")
     return ModelConfig(
         mixer=encoder_mixer,
@@ -82,7 +93,7 @@ def read_architecture(fields: Mapping[str, Any]) -> ModelConfig:
 
 
 def parameter_name(key: str, tying: Tying) -> str | None:
-    """Our name of a fairseq parameter; None for what is not a parameter of ours or a copy of another one.
+    """Our name of a fairseq parameter; None for a copy of another one and what we do not have.
 
     Args:
         key: as in fairseq's state_dict today (not the layout of 2019).
@@ -108,7 +119,9 @@ def parameter_name(key: str, tying: Tying) -> str | None:
         part = {**_SHARED_PARTS, **own_parts}.get(match[3])
         if part is not None:
             return f"{match[1]}.layers.{match[2]}.{part}.{match[4]}"
-    raise CheckpointError(f"{key} is no parameter of a LightConv, DynamicConv or Transformer model of fairseq")
+    raise CheckpointError(
+        f"{key} is no parameter of a LightConv, DynamicConv or Transformer model of fairseq"
+    )
 
 
 def rename_parameters(tensors: Mapping[str, Tensor], tying: Tying) -> dict[str, Tensor]:

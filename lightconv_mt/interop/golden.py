@@ -1,4 +1,4 @@
-"""Compares this library with recorded inputs and outputs of fairseq, whatever cases a golden folder holds."""
+"""Compares this library with recorded inputs and outputs of fairseq: any golden folder."""
 
 import json
 import logging
@@ -19,7 +19,6 @@ from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops import Backend, dynamicconv, lightconv, mask_outside_taps
 from lightconv_mt.train.checkpoint import load_model_tensors
 from lightconv_mt.train.loss import LabelSmoothedLoss
-
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +76,19 @@ def compare_folder(folder: Path, *, backend: Backend, dtype: torch.dtype) -> Ite
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; give the one that holds conv_*.json and model_*/")
     for path in sorted(folder.glob("conv_*.json")):
-        tensors = {key: tensor.to(dtype) for key, tensor in load_file(path.with_suffix(".safetensors")).items()}
+        tensors = {
+            key: tensor.to(dtype)
+            for key, tensor in load_file(path.with_suffix(".safetensors")).items()
+        }
         for case in json.loads(path.read_text()):
             yield from _compare_module(case, _with_prefix(tensors, f"{case['id']}."), backend)
     for path in sorted(folder.glob("model_*")):
         yield from _compare_model(path, backend, dtype)
 
 
-def _compare_module(case: dict[str, Any], tensors: dict[str, Tensor], backend: Backend) -> Iterator[Comparison]:
+def _compare_module(
+    case: dict[str, Any], tensors: dict[str, Tensor], backend: Backend
+) -> Iterator[Comparison]:
     """Output and every gradient of one convolution module; tensors are (T, B, C)."""
     leaves = {
         name: tensor.clone().requires_grad_()
@@ -101,7 +105,9 @@ def _compare_module(case: dict[str, Any], tensors: dict[str, Tensor], backend: B
         y = lightconv(x, leaves["weight"].flatten(1), **options)
     else:
         query = leaves["query"].transpose(0, 1) if case["query"] else x
-        predicted = F.linear(query, leaves["weight_linear.weight"], leaves.get("weight_linear.bias"))
+        predicted = F.linear(
+            query, leaves["weight_linear.weight"], leaves.get("weight_linear.bias")
+        )
         if case["in_proj"]:
             x, predicted = predicted.split([case["C"], case["H"] * case["K"]], dim=-1)
         weight = predicted.unflatten(-1, (case["H"], case["K"]))
@@ -144,23 +150,38 @@ def _compare_model(folder: Path, backend: Backend, dtype: torch.dtype) -> Iterat
 
 
 def _compare_batch(
-    case: str, model: Seq2SeqTransformer, batch: dict[str, Any], expected: dict[str, Tensor], pad: int
+    case: str,
+    model: Seq2SeqTransformer,
+    batch: dict[str, Any],
+    expected: dict[str, Tensor],
+    pad: int,
 ) -> Iterator[Comparison]:
     """Encoder output, log-probabilities, loss and gradients; only real positions are defined."""
-    src, tgt_in, target = (torch.tensor(batch[key]) for key in ("src_tokens", "prev_output_tokens", "target"))
+    src, tgt_in, target = (
+        torch.tensor(batch[key]) for key in ("src_tokens", "prev_output_tokens", "target")
+    )
     src_mask, tgt_mask = src != pad, target != pad
     model.zero_grad()
     hidden = model(src, src_mask, tgt_in, tgt_in != pad)
     if "encoder_out" in expected:
         memory = model.encode(src, src_mask)
-        yield _compare(case, "encoder output", memory[src_mask], expected["encoder_out"].transpose(0, 1)[src_mask])
+        yield _compare(
+            case,
+            "encoder output",
+            memory[src_mask],
+            expected["encoder_out"].transpose(0, 1)[src_mask],
+        )
     logprobs = model.project(hidden).log_softmax(dim=-1)
     yield _compare(case, "log-probability", logprobs[tgt_mask], expected["logprobs"][tgt_mask])
     value = LabelSmoothedLoss(0.1)(hidden, model.output_weight, target, tgt_mask)
     yield _compare(f"{case} loss", "loss", value.loss, torch.tensor(batch["loss"]))
     yield _compare(f"{case} nll", "loss", value.nll, torch.tensor(batch["nll_loss"]))
     value.loss.backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    gradients = {
+        name: parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
     total = batch["total_grad_norm"]
     for key, norm in batch["grad_norm"].items():
         name = parameter_name(key, model.config.tying)
@@ -168,12 +189,19 @@ def _compare_batch(
             continue
         # Some gradients vanish in exact arithmetic, so small norms are compared with the total.
         scale = max(norm, 1e-3 * total)
-        yield _compare(f"{case} {key}", "gradient norm", gradients[name].norm() / scale, torch.tensor(norm / scale))
+        yield _compare(
+            f"{case} {key}",
+            "gradient norm",
+            gradients[name].norm() / scale,
+            torch.tensor(norm / scale),
+        )
         if (full := expected.get(f"grad.{key}")) is not None:
             yield _compare(f"{case} {key}", "gradient", gradients[name].view_as(full), full)
 
 
-def _compare_beams(folder: Path, model: Seq2SeqTransformer, ids: SpecialIds) -> Iterator[Comparison]:
+def _compare_beams(
+    folder: Path, model: Seq2SeqTransformer, ids: SpecialIds
+) -> Iterator[Comparison]:
     """Hypotheses and scores of every recorded beam search."""
     beams = json.loads((folder / "beam.json").read_text())
     width = max(len(tokens) for tokens in beams["src"])
@@ -193,25 +221,36 @@ def _compare_beams(folder: Path, model: Seq2SeqTransformer, ids: SpecialIds) -> 
         )
         with torch.inference_mode():
             state = model.start(model.encode(src, src_mask), src_mask, config.beam_size)
-            found = beam_search(model.decode_step, state, src_lengths=src_mask.sum(dim=1), ids=ids, config=config)
+            found = beam_search(
+                model.decode_step, state, src_lengths=src_mask.sum(dim=1), ids=ids, config=config
+            )
         for sentence, (ours, theirs) in enumerate(zip(found, run["hypotheses"], strict=True)):
             case = f"{folder.name}/beam {number}, sentence {sentence}"
             differing = sum(
-                list(mine.tokens) != list(other["tokens"]) for mine, other in zip(ours, theirs, strict=True)
+                list(mine.tokens) != list(other["tokens"])
+                for mine, other in zip(ours, theirs, strict=True)
             )
             yield Comparison(case, "beam hypothesis", differing, differing)
             scores = torch.tensor([hypothesis.score for hypothesis in ours])
-            yield _compare(case, "beam score", scores, torch.tensor([other["score"] for other in theirs]))
+            yield _compare(
+                case, "beam score", scores, torch.tensor([other["score"] for other in theirs])
+            )
 
 
 def _obeyed_ngram_size(run: dict[str, Any]) -> int:
-    """The recorded no_repeat_ngram_size, or 0 (off) where the recorded outputs themselves repeat such an n-gram."""
+    """The recorded no_repeat_ngram_size, or 0 (off) where the recorded outputs repeat one."""
     size = int(run["args"].get("no_repeat_ngram_size", 0))
     for hypotheses in run["hypotheses"]:
         for hypothesis in hypotheses:
-            ngrams = list(zip(*(hypothesis["tokens"][start:] for start in range(size)), strict=False))
+            ngrams = list(
+                zip(*(hypothesis["tokens"][start:] for start in range(size)), strict=False)
+            )
             if len(set(ngrams)) < len(ngrams):
-                logger.warning("a recorded output repeats a %d-gram although its run bans them; compared without", size)
+                logger.warning(
+                    "a recorded output repeats a %d-gram although its run bans them; "
+                    "compared without",
+                    size,
+                )
                 return 0
     return size
 
@@ -219,7 +258,9 @@ def _obeyed_ngram_size(run: dict[str, Any]) -> int:
 def _compare(case: str, quantity: str, ours: Tensor, expected: Tensor) -> Comparison:
     ours, expected = ours.detach().double(), expected.double()
     if ours.shape != expected.shape:
-        raise DataError(f"{case}: {quantity} has shape {tuple(ours.shape)}, expected {tuple(expected.shape)}")
+        raise DataError(
+            f"{case}: {quantity} has shape {tuple(ours.shape)}, expected {tuple(expected.shape)}"
+        )
     tolerance = TOLERANCES[quantity]
     difference = (ours - expected).abs()
     excess = difference - tolerance.absolute - tolerance.relative * expected.abs()
@@ -229,4 +270,8 @@ def _compare(case: str, quantity: str, ours: Tensor, expected: Tensor) -> Compar
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(prefix)
+    }

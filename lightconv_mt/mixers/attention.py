@@ -22,7 +22,8 @@ class AttentionConfig(MixerConfig):
     def __post_init__(self) -> None:
         if not 0.0 <= self.attention_dropout < 1.0:
             raise ConfigError(
-                f"model.mixer.attention_dropout is {self.attention_dropout}; give a probability in [0, 1)"
+                f"model.mixer.attention_dropout is {self.attention_dropout}; "
+                f"give a probability in [0, 1)"
             )
 
     def build(self, *, dim: int, slot: MixerSlot) -> "AttentionMixer":
@@ -31,7 +32,7 @@ class AttentionConfig(MixerConfig):
 
 
 class AttentionMixer(TokenMixer):
-    """Scaled dot-product attention of every position to all (encoder) or the preceding ones (decoder)."""
+    """Scaled dot-product attention to all positions (encoder) or those so far (decoder)."""
 
     def __init__(self, config: AttentionConfig, *, dim: int, slot: MixerSlot) -> None:
         """Build the four projections."""
@@ -40,7 +41,8 @@ class AttentionMixer(TokenMixer):
         self.num_heads = config.num_heads or slot.num_heads
         if dim % self.num_heads:
             raise ConfigError(
-                f"the {slot.side}'s attention has {dim} channels, which {self.num_heads} heads cannot share; "
+                f"the {slot.side}'s attention has {dim} channels, "
+                f"which {self.num_heads} heads cannot share; "
                 f"set num_heads to a divisor of {dim}"
             )
         self.query, self.key, self.value = (attention_projection(dim, dim) for _ in range(3))
@@ -49,8 +51,11 @@ class AttentionMixer(TokenMixer):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Mix (B, T, C); padded keys are never attended to."""
         x = x.masked_fill(~mask[..., None], 0.0)
-        query, key, value = (split_heads(part(x), self.num_heads) for part in (self.query, self.key, self.value))
-        # Targets are padded on the right, so the causal mask alone keeps real positions clear of padding.
+        query, key, value = (
+            split_heads(part(x), self.num_heads) for part in (self.query, self.key, self.value)
+        )
+        # Targets are padded on the right, so the causal mask alone keeps real positions clear of
+        # padding.
         mixed = F.scaled_dot_product_attention(
             query,
             key,
@@ -76,7 +81,9 @@ class AttentionMixer(TokenMixer):
         value = torch.cat([state[1].to(new_value.dtype), new_value], dim=2)
         new, total = query.shape[2], key.shape[2]
         visible = torch.ones(new, total, dtype=torch.bool, device=x.device).tril(total - new)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible if new > 1 else None)
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=visible if new > 1 else None
+        )
         return self.output_projection(merge_heads(mixed)), (key, value)
 
 

@@ -1,4 +1,4 @@
-"""The contract of everything that may stand in the self-attention slot, and the register of those that do."""
+"""The contract of everything that may stand in the self-attention slot, and the register."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ class TokenMixer(nn.Module, ABC):
 
     @abstractmethod
     def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        """Mix T >= 1 new positions after those in `state`; x (N, T, C) -> (N, T, C) and the next state."""
+        """Mix T >= 1 positions after those in `state`; x (N, T, C) -> (N, T, C) and next state."""
 
 
 MIXERS: dict[str, type[MixerConfig]] = {}
@@ -74,7 +74,7 @@ Config = TypeVar("Config", bound=type[MixerConfig])
 
 def register_mixer(config: Config) -> Config:
     """Class decorator: make a mixer selectable by the default of its `name` field."""
-    MIXERS[config.__dataclass_fields__["name"].default] = config
+    MIXERS[str(config.__dataclass_fields__["name"].default)] = config
     return config
 
 

@@ -1,4 +1,4 @@
-"""What LightConv and DynamicConv share: linear -> GLU -> convolution -> linear (Wu et al., 2019, figure 2)."""
+"""What both convolutions share: linear, GLU, convolution, linear (Wu et al., 2019, figure 2)."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -31,10 +31,14 @@ class ConvMixerConfig(MixerConfig):
         for key in ("encoder_kernel_sizes", "decoder_kernel_sizes"):
             widths = getattr(self, key)
             if not widths or min(widths) < 1:
-                raise ConfigError(f"model.mixer.{key} is {widths}; give at least one width, each 1 or more")
+                raise ConfigError(
+                    f"model.mixer.{key} is {widths}; give at least one width, each 1 or more"
+                )
         for key in ("weight_dropout", "input_dropout"):
             if not 0.0 <= getattr(self, key) < 1.0:
-                raise ConfigError(f"model.mixer.{key} is {getattr(self, key)}; give a probability in [0, 1)")
+                raise ConfigError(
+                    f"model.mixer.{key} is {getattr(self, key)}; give a probability in [0, 1)"
+                )
 
     def check_layers(self, *, side: str, num_layers: int) -> None:
         """Check the number of kernel widths of a side."""
@@ -59,14 +63,17 @@ class ConvMixer(TokenMixer):
         """
         super().__init__()
         self.config, self.slot = config, slot
-        self.kernel_size = config.kernel_sizes(side=slot.side, num_layers=slot.num_layers)[slot.layer]
+        self.kernel_size = config.kernel_sizes(side=slot.side, num_layers=slot.num_layers)[
+            slot.layer
+        ]
         self.padding_left = self.kernel_size - 1 if slot.causal else self.kernel_size // 2
         self.num_heads = config.num_heads or slot.num_heads
         self.conv_dim: int = getattr(config, f"{slot.side}_conv_dim") or dim
         self.glu: bool = getattr(config, f"{slot.side}_glu")
         if self.conv_dim % self.num_heads:
             raise ConfigError(
-                f"the {slot.side}'s convolution has {self.conv_dim} channels, which {self.num_heads} heads cannot "
+                f"the {slot.side}'s convolution has {self.conv_dim} channels, "
+                f"which {self.num_heads} heads cannot "
                 f"share; set model.mixer.num_heads to a divisor of {self.conv_dim}"
             )
         self.input_projection = nn.Linear(dim, self.conv_dim * (2 if self.glu else 1))
@@ -100,11 +107,13 @@ class ConvMixer(TokenMixer):
         return self.output_projection(y), (frames,)
 
     def _gate(self, x: Tensor) -> Tensor:
-        projected = self.input_projection(dropout(x, self.config.input_dropout, training=self.training))
+        projected = self.input_projection(
+            dropout(x, self.config.input_dropout, training=self.training)
+        )
         return F.glu(projected, dim=-1) if self.glu else projected
 
     def _weight_dropout(self) -> tuple[float, int]:
-        """Probability and seed for this call; the seed comes from torch's generator, so a seeded step repeats."""
+        """Probability and seed for this call, from torch's generator: a seeded step repeats."""
         if not self.training or self.config.weight_dropout == 0.0:
             return 0.0, 0
         return self.config.weight_dropout, int(torch.randint(2**62, ()))

@@ -27,7 +27,9 @@ class DynamicConvMixer(ConvMixer):
     def __init__(self, config: DynamicConvConfig, *, dim: int, slot: MixerSlot) -> None:
         """Build with the kernel predictor at nn.Linear's own initialisation, as fairseq's."""
         super().__init__(config, dim=dim, slot=slot)
-        self.kernel_predictor = nn.Linear(self.conv_dim, self.num_heads * self.kernel_size, bias=False)
+        self.kernel_predictor = nn.Linear(
+            self.conv_dim, self.num_heads * self.kernel_size, bias=False
+        )
 
     def convolve(self, x: Tensor) -> Tensor:
         """Convolve (B, T, conv_dim)."""

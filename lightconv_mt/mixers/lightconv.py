@@ -23,7 +23,7 @@ class LightConvConfig(ConvMixerConfig):
 
 
 class LightConvMixer(ConvMixer):
-    """Every position is convolved with the same (H, K) kernels; channel c uses head c // (C / H)."""
+    """Every position meets the same (H, K) kernels; channel c uses head c // (C / H)."""
 
     def __init__(self, config: LightConvConfig, *, dim: int, slot: MixerSlot) -> None:
         """Build with kernels drawn as fairseq draws its (H, 1, K) ones."""

@@ -1,4 +1,4 @@
-"""The decoder: a stack of causal mixer, source attention and feed-forward, for whole targets and step by step."""
+"""The decoder: causal mixer, source attention, feed-forward; whole targets or step by step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -35,7 +35,10 @@ class DecoderState:
 
     def keep(self, sentences: Tensor) -> "DecoderState":
         """Take the sources `sentences` (B',) int64; target rows are taken by `reorder`."""
-        sources = [(key.index_select(0, sentences), value.index_select(0, sentences)) for key, value in self.sources]
+        sources = [
+            (key.index_select(0, sentences), value.index_select(0, sentences))
+            for key, value in self.sources
+        ]
         return replace(self, sources=sources, src_mask=self.src_mask.index_select(0, sentences))
 
 
@@ -60,14 +63,14 @@ class DecoderLayer(nn.Module):
         self.feed_forward_sublayer = Sublayer(dim, pre_norm=pre_norm, dropout=dropout)
 
     def forward(self, x: Tensor, mask: Tensor, source: SourceKeys, src_mask: Tensor) -> Tensor:
-        """x (B, T, C), mask (B, T) bool, the source's keys and values, src_mask (B, S) bool -> (B, T, C)."""
+        """X (B, T, C), mask (B, T), source keys and values, src_mask (B, S) -> (B, T, C)."""
         y = self.mixer(self.mixer_sublayer.enter(x), mask)
         return self._read_source(self.mixer_sublayer.leave(x, y), source, src_mask)
 
     def step(
         self, x: Tensor, state: MixerState, source: SourceKeys, src_mask: Tensor
     ) -> tuple[Tensor, MixerState]:
-        """x (N, T, C) new positions -> (N, T, C) and the mixer's next state."""
+        """X (N, T, C) new positions -> (N, T, C) and the mixer's next state."""
         y, state = self.mixer.step(self.mixer_sublayer.enter(x), state)
         return self._read_source(self.mixer_sublayer.leave(x, y), source, src_mask), state
 

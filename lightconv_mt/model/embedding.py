@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lightconv_mt.ops.dropout import dropout
 
-# Positions of real tokens start here and padding has the row before it, as in published fairseq models.
+# Positions of real tokens start here and padding has the row before it, as in published fairseq
+# models.
 FIRST_POSITION = 2
 
 

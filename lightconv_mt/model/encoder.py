@@ -9,7 +9,15 @@ from lightconv_mt.model.layers import FeedForward, Sublayer
 class EncoderLayer(nn.Module):
     """Mixer, then feed-forward, each in a residual sublayer."""
 
-    def __init__(self, mixer: TokenMixer, feed_forward: FeedForward, *, dim: int, pre_norm: bool, dropout: float) -> None:
+    def __init__(
+        self,
+        mixer: TokenMixer,
+        feed_forward: FeedForward,
+        *,
+        dim: int,
+        pre_norm: bool,
+        dropout: float,
+    ) -> None:
         """Wrap the two parts; see `Sublayer` for pre_norm and dropout."""
         super().__init__()
         self.mixer, self.feed_forward = mixer, feed_forward
@@ -17,7 +25,7 @@ class EncoderLayer(nn.Module):
         self.feed_forward_sublayer = Sublayer(dim, pre_norm=pre_norm, dropout=dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (B, S, C), mask (B, S) bool -> (B, S, C)."""
+        """X (B, S, C), mask (B, S) bool -> (B, S, C)."""
         y = self.mixer(self.mixer_sublayer.enter(x), mask)
         x = self.mixer_sublayer.leave(x, y)
         y = self.feed_forward(self.feed_forward_sublayer.enter(x))
@@ -34,7 +42,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(dim) if pre_norm else nn.Identity()
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Embedded source x (B, S, C), mask (B, S) bool -> (B, S, C); padded positions hold anything finite."""
+        """Embedded source x (B, S, C), mask (B, S) -> (B, S, C), anything finite at padding."""
         for layer in self.layers:
             x = layer(x, mask)
         return self.norm(x)

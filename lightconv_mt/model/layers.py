@@ -44,9 +44,11 @@ class FeedForward(nn.Module):
 
 
 class SourceAttention(nn.Module):
-    """Attention of target positions to the encoded source; keys and values are projected once a sentence."""
+    """Attention to the encoded source, whose keys and values are projected once a sentence."""
 
-    def __init__(self, dim: int, source_dim: int, *, num_heads: int, attention_dropout: float) -> None:
+    def __init__(
+        self, dim: int, source_dim: int, *, num_heads: int, attention_dropout: float
+    ) -> None:
         """Build the projections.
 
         Args:
@@ -58,12 +60,17 @@ class SourceAttention(nn.Module):
         super().__init__()
         self.num_heads, self.attention_dropout = num_heads, attention_dropout
         self.query = attention_projection(dim, dim)
-        self.key, self.value = attention_projection(source_dim, dim), attention_projection(source_dim, dim)
+        self.key, self.value = (
+            attention_projection(source_dim, dim),
+            attention_projection(source_dim, dim),
+        )
         self.output_projection = attention_projection(dim, dim)
 
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, C / H) of the encoded source (B, S, source_dim)."""
-        return split_heads(self.key(memory), self.num_heads), split_heads(self.value(memory), self.num_heads)
+        return split_heads(self.key(memory), self.num_heads), split_heads(
+            self.value(memory), self.num_heads
+        )
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, src_mask: Tensor) -> Tensor:
         """Attend from N = B x beam rows to B sources, without copying a source for every beam.
@@ -87,9 +94,11 @@ class SourceAttention(nn.Module):
         return self.output_projection(merge_heads(mixed).view(x.shape))
 
     def weights(self, x: Tensor, key: Tensor, src_mask: Tensor) -> Tensor:
-        """Attention probabilities (B, H, beam x T, S), for pictures and alignments; arguments as `forward`."""
+        """Attention probabilities (B, H, beam x T, S), for pictures; arguments as `forward`."""
         scores = self._queries(x, key) @ key.transpose(-1, -2) * key.shape[-1] ** -0.5
-        return scores.float().masked_fill(~src_mask[:, None, None, :], float("-inf")).softmax(dim=-1)
+        return (
+            scores.float().masked_fill(~src_mask[:, None, None, :], float("-inf")).softmax(dim=-1)
+        )
 
     def _queries(self, x: Tensor, key: Tensor) -> Tensor:
         return split_heads(self.query(x).view(key.shape[0], -1, x.shape[-1]), self.num_heads)

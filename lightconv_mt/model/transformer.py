@@ -1,4 +1,4 @@
-"""The encoder-decoder: joins encoder and decoder, with encoding and decoding as separate methods."""
+"""The encoder-decoder: joins both, with encoding and decoding as separate methods."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -51,24 +51,36 @@ class ModelConfig:
         for key in ("decoder_dim", "decoder_ffn_dim", "decoder_num_heads"):
             value = getattr(self, key)
             if value is not None and value < 1:
-                raise ConfigError(f"model.{key} is {value}; give 1 or more, or null for the encoder's")
+                raise ConfigError(
+                    f"model.{key} is {value}; give 1 or more, or null for the encoder's"
+                )
         for key in ("dropout", "attention_dropout", "relu_dropout"):
             if not 0.0 <= getattr(self, key) < 1.0:
-                raise ConfigError(f"model.{key} is {getattr(self, key)}; give a probability in [0, 1)")
+                raise ConfigError(
+                    f"model.{key} is {getattr(self, key)}; give a probability in [0, 1)"
+                )
         dim, heads = self.decoder_dim or self.dim, self.decoder_num_heads or self.num_heads
         if dim % heads:
-            raise ConfigError(f"the decoder's {dim} channels cannot be shared by {heads} heads; change model.num_heads")
+            raise ConfigError(
+                f"the decoder's {dim} channels cannot be shared by {heads} heads; "
+                f"change model.num_heads"
+            )
         if self.tying is Tying.all and dim != self.dim:
             raise ConfigError(
-                f"model.tying=all needs one size, but model.dim is {self.dim} and model.decoder_dim {dim}; "
+                f"model.tying=all needs one size, "
+                f"but model.dim is {self.dim} and model.decoder_dim {dim}; "
                 f"set model.tying=decoder"
             )
-        (self.encoder_mixer or self.mixer).check_layers(side="encoder", num_layers=self.encoder_layers)
-        (self.decoder_mixer or self.mixer).check_layers(side="decoder", num_layers=self.decoder_layers)
+        (self.encoder_mixer or self.mixer).check_layers(
+            side="encoder", num_layers=self.encoder_layers
+        )
+        (self.decoder_mixer or self.mixer).check_layers(
+            side="decoder", num_layers=self.decoder_layers
+        )
 
 
 class Seq2SeqTransformer(nn.Module):
-    """Encoder-decoder whose self-attention slots hold token mixers (Wu et al., 2019, figure 2 and section 5)."""
+    """Encoder-decoder whose self-attention slots hold token mixers (Wu et al., 2019, section 5)."""
 
     def __init__(
         self,
@@ -94,31 +106,43 @@ class Seq2SeqTransformer(nn.Module):
             ConfigError: when tying=all meets two vocabularies, or heads do not divide channels.
         """
         super().__init__()
-        if config.tying is Tying.all and (src_vocab_size, src_pad_id) != (tgt_vocab_size, tgt_pad_id):
+        if config.tying is Tying.all and (src_vocab_size, src_pad_id) != (
+            tgt_vocab_size,
+            tgt_pad_id,
+        ):
             raise ConfigError(
-                f"model.tying=all needs one vocabulary, but the source has {src_vocab_size} pieces and the target "
+                f"model.tying=all needs one vocabulary, "
+                f"but the source has {src_vocab_size} pieces and the target "
                 f"{tgt_vocab_size}; set tokenizer.vocabulary=joint or model.tying=decoder"
             )
         self.config = config
         dim, decoder_dim = config.dim, config.decoder_dim or config.dim
-        self.src_embedding = TokenEmbedding(src_vocab_size, dim, pad_id=src_pad_id, dropout=config.dropout)
+        self.src_embedding = TokenEmbedding(
+            src_vocab_size, dim, pad_id=src_pad_id, dropout=config.dropout
+        )
         self.tgt_embedding = (
             self.src_embedding
             if config.tying is Tying.all
-            else TokenEmbedding(tgt_vocab_size, decoder_dim, pad_id=tgt_pad_id, dropout=config.dropout)
+            else TokenEmbedding(
+                tgt_vocab_size, decoder_dim, pad_id=tgt_pad_id, dropout=config.dropout
+            )
         )
         self.output_projection = (
             nn.Parameter(torch.empty(tgt_vocab_size, decoder_dim).normal_(std=decoder_dim**-0.5))
             if config.tying is Tying.none
             else None
         )
-        encoder_layers = [_encoder_layer(config, layer, backend) for layer in range(config.encoder_layers)]
-        decoder_layers = [_decoder_layer(config, layer, backend) for layer in range(config.decoder_layers)]
+        encoder_layers = [
+            _encoder_layer(config, layer, backend) for layer in range(config.encoder_layers)
+        ]
+        decoder_layers = [
+            _decoder_layer(config, layer, backend) for layer in range(config.decoder_layers)
+        ]
         self.encoder = Encoder(encoder_layers, dim=dim, pre_norm=config.pre_norm)
         self.decoder = Decoder(decoder_layers, dim=decoder_dim, pre_norm=config.pre_norm)
 
     def forward(self, src: Tensor, src_mask: Tensor, tgt_in: Tensor, tgt_mask: Tensor) -> Tensor:
-        """Decoder output before the projection to the vocabulary, with the target known (teacher forcing).
+        """Decoder output before the projection to the vocabulary, given the target.
 
         Args:
             src: (B, S) int64, ends with EOS.
@@ -130,12 +154,16 @@ class Seq2SeqTransformer(nn.Module):
             (B, T, C); `project` turns it into logits.
         """
         memory = self.encode(src, src_mask)
-        return self.decoder(self.tgt_embedding(tgt_in, token_positions(tgt_mask)), tgt_mask, memory, src_mask)
+        return self.decoder(
+            self.tgt_embedding(tgt_in, token_positions(tgt_mask)), tgt_mask, memory, src_mask
+        )
 
     @property
     def output_weight(self) -> Tensor:
         """The (V, C) projection to the vocabulary, the target embedding when tied."""
-        return self.tgt_embedding.weight if self.output_projection is None else self.output_projection
+        return (
+            self.tgt_embedding.weight if self.output_projection is None else self.output_projection
+        )
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of decoder outputs (..., C)."""
@@ -159,14 +187,20 @@ class Seq2SeqTransformer(nn.Module):
         Returns:
             logits (N, T, V) and the next state.
         """
-        positions = torch.arange(tokens.shape[1], device=tokens.device)[None] + (state.position + FIRST_POSITION)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)[None] + (
+            state.position + FIRST_POSITION
+        )
         hidden, state = self.decoder.step(self.tgt_embedding(tokens, positions), state)
         return self.project(hidden), state
 
 
 def _encoder_layer(config: ModelConfig, layer: int, backend: Backend) -> EncoderLayer:
     slot = MixerSlot(
-        layer=layer, num_layers=config.encoder_layers, causal=False, num_heads=config.num_heads, backend=backend
+        layer=layer,
+        num_layers=config.encoder_layers,
+        causal=False,
+        num_heads=config.num_heads,
+        backend=backend,
     )
     return EncoderLayer(
         (config.encoder_mixer or config.mixer).build(dim=config.dim, slot=slot),
@@ -179,11 +213,17 @@ def _encoder_layer(config: ModelConfig, layer: int, backend: Backend) -> Encoder
 
 def _decoder_layer(config: ModelConfig, layer: int, backend: Backend) -> DecoderLayer:
     dim, heads = config.decoder_dim or config.dim, config.decoder_num_heads or config.num_heads
-    slot = MixerSlot(layer=layer, num_layers=config.decoder_layers, causal=True, num_heads=heads, backend=backend)
+    slot = MixerSlot(
+        layer=layer, num_layers=config.decoder_layers, causal=True, num_heads=heads, backend=backend
+    )
     return DecoderLayer(
         (config.decoder_mixer or config.mixer).build(dim=dim, slot=slot),
-        SourceAttention(dim, config.dim, num_heads=heads, attention_dropout=config.attention_dropout),
-        FeedForward(dim, config.decoder_ffn_dim or config.ffn_dim, relu_dropout=config.relu_dropout),
+        SourceAttention(
+            dim, config.dim, num_heads=heads, attention_dropout=config.attention_dropout
+        ),
+        FeedForward(
+            dim, config.decoder_ffn_dim or config.ffn_dim, relu_dropout=config.relu_dropout
+        ),
         dim=dim,
         pre_norm=config.pre_norm,
         dropout=config.dropout,

@@ -1,4 +1,4 @@
-"""The fastest plain torch forms: a banded matrix product for short sequences, shifted sums for long ones."""
+"""Plain torch at its fastest: banded products for short sequences, shifted sums for long ones."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,8 @@ from torch import Tensor
 
 from lightconv_mt.ops.reference import dynamicconv_reference, lightconv_reference, normalized_taps
 
-# The band costs T products a position, the shifted sum K slower ones: they meet near this length on CPUs.
+# The band costs T products a position, the shifted sum K slower ones: they meet near this length on
+# CPUs.
 LONGEST_BAND = 160
 
 
@@ -42,7 +43,7 @@ def dynamicconv_banded(
     dropout: float = 0.0,
     seed: int = 0,
 ) -> Tensor:
-    """Same as `dynamicconv_reference`, by a (T, T) band per sentence and head up to `LONGEST_BAND` positions."""
+    """Same as `dynamicconv_reference`; a (T, T) band a sentence and head up to `LONGEST_BAND`."""
     time = x.shape[1]
     if not 0 < time <= LONGEST_BAND:
         return dynamicconv_reference(
@@ -56,7 +57,7 @@ def dynamicconv_banded(
 
 
 def band(taps: Tensor, padding_left: int) -> Tensor:
-    """Lay kernels out as the rows of a banded matrix: `rows[t, s] = taps[t, s - t + padding_left]`, 0 elsewhere.
+    """Kernels as rows of a banded matrix: `rows[t, s] = taps[t, s - t + padding_left]`, else 0.
 
     Args:
         taps: (..., T, K), T >= 1.
@@ -68,4 +69,6 @@ def band(taps: Tensor, padding_left: int) -> Tensor:
     time, width = taps.shape[-2:]
     # T zeros after each row, read back in rows one shorter: row t moves right by t.
     skewed = F.pad(taps, (0, time)).flatten(-2)[..., : time * (time + width - 1)]
-    return torch.unflatten(skewed, -1, (time, time + width - 1))[..., padding_left : padding_left + time]
+    return torch.unflatten(skewed, -1, (time, time + width - 1))[
+        ..., padding_left : padding_left + time
+    ]

@@ -23,7 +23,10 @@ def resolve_backend(requested: Backend) -> Backend:
     """Turn `auto` into a backend and log the choice; any other request is returned as it is."""
     if requested is not Backend.auto:
         return requested
-    logger.info("convolution kernels: plain torch (banded products for short sequences, shifted sums for long ones)")
+    logger.info(
+        "convolution kernels: plain torch "
+        "(banded products for short sequences, shifted sums for long ones)"
+    )
     return Backend.torch
 
 
@@ -53,7 +56,9 @@ def lightconv(
     """
     _check(x, heads=weight.shape[0], width=weight.shape[1], padding_left=padding_left)
     function = lightconv_reference if backend is Backend.reference else lightconv_banded
-    return function(x, weight, padding_left=padding_left, normalize=normalize, dropout=dropout, seed=seed)
+    return function(
+        x, weight, padding_left=padding_left, normalize=normalize, dropout=dropout, seed=seed
+    )
 
 
 def dynamicconv(
@@ -68,14 +73,25 @@ def dynamicconv(
 ) -> Tensor:
     """Dynamic convolution; weight (B, T, H, K) before the softmax, the rest as `lightconv`."""
     if weight.shape[:2] != x.shape[:2]:
-        raise ValueError(f"dynamicconv: weight is for {tuple(weight.shape[:2])} positions, x has {tuple(x.shape[:2])}")
+        raise ValueError(
+            f"dynamicconv: weight is for {tuple(weight.shape[:2])} positions, "
+            f"x has {tuple(x.shape[:2])}"
+        )
     _check(x, heads=weight.shape[2], width=weight.shape[3], padding_left=padding_left)
     function = dynamicconv_reference if backend is Backend.reference else dynamicconv_banded
-    return function(x, weight, padding_left=padding_left, normalize=normalize, dropout=dropout, seed=seed)
+    return function(
+        x, weight, padding_left=padding_left, normalize=normalize, dropout=dropout, seed=seed
+    )
 
 
 def _check(x: Tensor, *, heads: int, width: int, padding_left: int) -> None:
     if x.shape[-1] % heads:
-        raise ValueError(f"{x.shape[-1]} channels cannot be shared by {heads} heads; give a divisor of the channels")
+        raise ValueError(
+            f"{x.shape[-1]} channels cannot be shared by {heads} heads; "
+            f"give a divisor of the channels"
+        )
     if not 0 <= padding_left < width:
-        raise ValueError(f"padding_left is {padding_left} but must lie in 0..{width - 1} for kernel width {width}")
+        raise ValueError(
+            f"padding_left is {padding_left} "
+            f"but must lie in 0..{width - 1} for kernel width {width}"
+        )

@@ -8,8 +8,9 @@ from torch import Tensor
 def dropout(x: Tensor, probability: float, *, training: bool) -> Tensor:
     """Zero elements with the given probability and rescale the others by 1 / (1 - p).
 
-    torch draws one random number an element on a single CPU thread; here one 64-bit draw serves four elements, each
-    compared with `round(p * 2**16)`, so on CPUs the probability is exact to 2**-16 and the rescaling uses that value.
+    torch draws one random number an element on a single CPU thread; here one 64-bit draw serves
+    four elements, each compared with `round(p * 2**16)`, so on CPUs the probability is exact to
+    2**-16 and the rescaling uses that value.
 
     Args:
         x: any shape, float.
@@ -24,6 +25,8 @@ def dropout(x: Tensor, probability: float, *, training: bool) -> Tensor:
     if x.device.type != "cpu":
         return F.dropout(x, probability)
     threshold = round(probability * 2**16)
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    draws = (
+        torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    )
     keep = (draws[: x.numel()] >= threshold - 2**15).view(x.shape)
     return x * keep.to(x.dtype).mul_(2**16 / (2**16 - threshold))

@@ -1,4 +1,4 @@
-"""Dropout masks as a pure function of (seed, element), the same in every backend, so nothing needs storing."""
+"""Dropout masks as a pure function of (seed, element): the same in every backend, never stored."""
 
 from collections.abc import Sequence
 from math import prod
@@ -9,11 +9,14 @@ from torch import Tensor
 _WORD = 0xFFFFFFFF
 
 
-def keep_mask(shape: Sequence[int], *, dropout: float, seed: int, device: torch.device | str) -> Tensor:
+def keep_mask(
+    shape: Sequence[int], *, dropout: float, seed: int, device: torch.device | str
+) -> Tensor:
     """Which elements survive dropout.
 
-    Element i (row-major) survives when `hash32(i, seed) >= round(dropout * 2**32)`, where hash32 is two rounds of the
-    32-bit finaliser "lowbias32" (Wellons, 2018), keyed by the low and the high word of seed.
+    Element i (row-major) survives when `hash32(i, seed) >= round(dropout * 2**32)`, where hash32 is
+    two rounds of the 32-bit finaliser "lowbias32" (Wellons, 2018), keyed by the low and the high
+    word of seed.
 
     Args:
         shape: of the mask, fewer than 2**32 elements.

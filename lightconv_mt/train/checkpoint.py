@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
-    """What to keep: the last n checkpoints and the best one; `average_last` of them are averaged at the end."""
+    """The last n checkpoints and the best are kept; `average_last` are averaged at the end."""
 
     save_every_steps: int = 1000  # and at every validation, and at the end
     keep_last: int = 10
@@ -32,12 +32,18 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         if self.save_every_steps < 1:
-            raise ConfigError(f"checkpoint.save_every_steps is {self.save_every_steps}; give 1 or more")
+            raise ConfigError(
+                f"checkpoint.save_every_steps is {self.save_every_steps}; give 1 or more"
+            )
         if self.keep_last < 2:
-            raise ConfigError(f"checkpoint.keep_last is {self.keep_last}; give 2 or more, so that one good one remains")
+            raise ConfigError(
+                f"checkpoint.keep_last is {self.keep_last}; "
+                f"give 2 or more, so that one good one remains"
+            )
         if not 0 <= self.average_last <= self.keep_last:
             raise ConfigError(
-                f"checkpoint.average_last is {self.average_last}; give 0 to checkpoint.keep_last ({self.keep_last})"
+                f"checkpoint.average_last is {self.average_last}; "
+                f"give 0 to checkpoint.keep_last ({self.keep_last})"
             )
 
 
@@ -59,12 +65,14 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The `checkpoints/` folder of a run: one sub-folder a checkpoint, `best` naming the best of them."""
+    """The `checkpoints/` folder of a run: one sub-folder a checkpoint, `best` naming the best."""
 
     def __init__(self, run_dir: Path, config: CheckpointConfig) -> None:
-        """Open the folder and remove what an interrupted save left behind."""
+        """Keep the place; nothing is read or written yet."""
         self.folder, self.config = run_dir / "checkpoints", config
-        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def remove_leftovers(self) -> None:
+        """Remove what an interrupted save left behind; for the one process that trains here."""
         for leftover in self.folder.glob(".*.tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -77,7 +85,9 @@ class CheckpointStore:
                 {
                     "model.safetensors": lambda path: save_file(checkpoint.model, path),
                     "optimizer.safetensors": lambda path: save_file(checkpoint.optimizer, path),
-                    "state.json": lambda path: path.write_text(json.dumps(checkpoint.state, indent=1)),
+                    "state.json": lambda path: path.write_text(
+                        json.dumps(checkpoint.state, indent=1)
+                    ),
                 },
             )
         if best:
@@ -88,7 +98,7 @@ class CheckpointStore:
                 shutil.rmtree(self.folder / _folder_name(step))
 
     def load_latest(self) -> Checkpoint | None:
-        """The newest good checkpoint, or None where there is none yet; bad ones are named in the log.
+        """The newest good checkpoint, or None if there is none yet; bad ones are named in the log.
 
         Raises:
             CheckpointError: when there are checkpoints and all are damaged.
@@ -100,7 +110,9 @@ class CheckpointStore:
             except CheckpointError as error:
                 logger.warning("%s; taking the one before it", error)
         if steps:
-            raise CheckpointError(f"all {len(steps)} checkpoints in {self.folder} are damaged; choose a new run_dir")
+            raise CheckpointError(
+                f"all {len(steps)} checkpoints in {self.folder} are damaged; choose a new run_dir"
+            )
         return None
 
     def steps(self) -> list[int]:
@@ -130,7 +142,9 @@ class CheckpointStore:
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters by name, a shared one once, on the CPU and contiguous."""
-    return {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
+    return {
+        name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()
+    }
 
 
 def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor], *, source: object) -> None:
@@ -140,16 +154,22 @@ def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor], *, source: 
         CheckpointError: when names or shapes differ; nothing is copied then.
     """
     parameters = dict(model.named_parameters())
-    missing, unknown = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
+    missing, unknown = (
+        sorted(parameters.keys() - tensors.keys()),
+        sorted(tensors.keys() - parameters.keys()),
+    )
     if missing or unknown:
         raise CheckpointError(
-            f"{source} does not fit the model: {len(missing)} parameters are missing ({', '.join(missing[:3])}) and "
-            f"{len(unknown)} unknown ({', '.join(unknown[:3])}); use the configuration it was trained with"
+            f"{source} does not fit the model: "
+            f"{len(missing)} parameters are missing ({', '.join(missing[:3])}) and "
+            f"{len(unknown)} unknown ({', '.join(unknown[:3])}); "
+            f"use the configuration it was trained with"
         )
     for name, parameter in parameters.items():
         if parameter.shape != tensors[name].shape:
             raise CheckpointError(
-                f"{source} does not fit the model: {name} is {tuple(tensors[name].shape)} there and "
+                f"{source} does not fit the model: "
+                f"{name} is {tuple(tensors[name].shape)} there and "
                 f"{tuple(parameter.shape)} here; use the configuration it was trained with"
             )
     with torch.no_grad():
@@ -174,7 +194,10 @@ def load_optimizer_tensors(
     for key, value in tensors.items():
         kind, name = key.split(".", 1)
         if name not in parameters:
-            raise CheckpointError(f"the optimiser state of {name} has no parameter in this model; choose a new run_dir")
+            raise CheckpointError(
+                f"the optimiser state of {name} has no parameter in this model; "
+                f"choose a new run_dir"
+            )
         # A fused optimiser keeps its step count beside the parameter.
         optimizer.state[parameters[name]][kind] = value.to(parameters[name].device)
 
@@ -189,14 +212,16 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Tensor]:
     for path in paths:
         tensors = load_weights(path)
         if totals and totals.keys() != tensors.keys():
-            raise CheckpointError(f"{path} holds other parameters than {paths[0]}; average checkpoints of one run")
+            raise CheckpointError(
+                f"{path} holds other parameters than {paths[0]}; average checkpoints of one run"
+            )
         for name, tensor in tensors.items():
             totals[name] = totals[name] + tensor.double() if name in totals else tensor.double()
     return {name: (total / len(paths)).float() for name, total in totals.items()}
 
 
 def write_average(run_dir: Path, paths: Sequence[Path]) -> Path:
-    """Average checkpoints into `average/` of the run folder, replacing an older average; returns its path."""
+    """Average checkpoints into `average/` of the run folder, in place of an older one."""
     tensors = average_checkpoints(paths)
     target = run_dir / "average"
     fresh = run_dir / "average.new"
@@ -248,7 +273,9 @@ def write_folder(folder: Path, files: dict[str, Callable[[Path], object]]) -> No
         os.replace(temporary, folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"cannot write {folder}: {error.strerror or error}; older checkpoints are intact") from error
+        raise CheckpointError(
+            f"cannot write {folder}: {error.strerror or error}; older checkpoints are intact"
+        ) from error
     _sync([folder.parent])
 
 
@@ -262,7 +289,9 @@ def verify_folder(folder: Path) -> None:
         manifest = json.loads((folder / MANIFEST).read_text())
         for name, entry in manifest.items():
             if _sha256(folder / name) != entry["sha256"]:
-                raise CheckpointError(f"{folder / name} is damaged: its sha256 is not the one in {MANIFEST}")
+                raise CheckpointError(
+                    f"{folder / name} is damaged: its sha256 is not the one in {MANIFEST}"
+                )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder} is no whole checkpoint: {error}") from error
 

@@ -58,7 +58,9 @@ class LoopConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"train.{key} is {value}; give 1 or more, or null for no limit")
         if not 0.0 <= self.label_smoothing < 1.0:
-            raise ConfigError(f"train.label_smoothing is {self.label_smoothing}; give a value in [0, 1)")
+            raise ConfigError(
+                f"train.label_smoothing is {self.label_smoothing}; give a value in [0, 1)"
+            )
         if self.num_samples < 0:
             raise ConfigError(f"train.num_samples is {self.num_samples}; give 0 or more")
 
@@ -151,7 +153,9 @@ class Trainer:
         self.scaler.load_state_dict(checkpoint.state.pop("scaler"))
         self.state = TrainState(**checkpoint.state)
         self._saved_step = self.state.step
-        logger.info("resumed from %s (epoch %d, batch %d)", source, self.state.epoch, self.state.index)
+        logger.info(
+            "resumed from %s (epoch %d, batch %d)", source, self.state.epoch, self.state.index
+        )
         return True
 
     def run(self, monitor: Monitor, signals: SignalFlag) -> TrainState:
@@ -164,7 +168,9 @@ class Trainer:
             state = self.state
             if state.step % self.loop.log_every_steps == 0:
                 elapsed = time.perf_counter() - started
-                timing = {"train/tokens_per_second": (state.tokens - tokens_before) / max(elapsed, 1e-9)}
+                timing = {
+                    "train/tokens_per_second": (state.tokens - tokens_before) / max(elapsed, 1e-9)
+                }
                 monitor.metrics(state.step, self._flush_log(), timing=timing)
                 started, tokens_before = time.perf_counter(), state.tokens
             if state.step % self.loop.validate_every_steps == 0 or self.finished():
@@ -195,7 +201,7 @@ class Trainer:
             epoch, index = epoch + 1, 0
 
     def _step(self, micro_batches: list[tuple[Batch, int, int]]) -> None:
-        """One optimiser step: gradients are summed over micro-batches and divided by all their target tokens."""
+        """One optimiser step: gradients summed over micro-batches, divided by all target tokens."""
         state = self.state
         state.step += 1
         torch.manual_seed(self.seed * 1_000_003 + state.step)
@@ -204,7 +210,9 @@ class Trainer:
         loss_sum, nll_sum = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for batch, _, _ in micro_batches:
             batch = batch.to(self.device)
-            with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
+            with torch.autocast(
+                self.device.type, self.precision, enabled=self.precision is not torch.float32
+            ):
                 hidden = self.model(batch.src, batch.src_mask, batch.tgt_in, batch.tgt_mask)
                 value = self.loss(hidden, self.model.output_weight, batch.tgt_out, batch.tgt_mask)
             self.scaler.scale(value.loss / num_tokens).backward()
@@ -222,7 +230,7 @@ class Trainer:
         state.step_count += 1
 
     def _update(self, lr: float) -> float | None:
-        """Apply the gradients unless they are not finite; returns their norm, None for a skipped update."""
+        """Apply the gradients if they are finite; returns their norm, None for a skipped update."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
@@ -271,7 +279,9 @@ class Trainer:
         if bleu > state.best_bleu:
             state.best_bleu, state.validations_since_best = bleu, 0
         timing = {"valid/seconds": time.perf_counter() - started}
-        monitor.metrics(state.step, {**found.metrics, "valid/best_bleu": state.best_bleu}, timing=timing)
+        monitor.metrics(
+            state.step, {**found.metrics, "valid/best_bleu": state.best_bleu}, timing=timing
+        )
         monitor.samples(state.step, found.samples)
         monitor.figures(state.step, found.figures)
         return state.validations_since_best == 0
@@ -290,8 +300,10 @@ class Trainer:
         self._saved_step = state.step
 
 
-def mean_loss(model: Seq2SeqTransformer, batches: Iterator[Batch], loss: LabelSmoothedLoss) -> tuple[float, float]:
-    """Mean smoothed loss and mean negative log-likelihood a target token, in nats, without gradient."""
+def mean_loss(
+    model: Seq2SeqTransformer, batches: Iterator[Batch], loss: LabelSmoothedLoss
+) -> tuple[float, float]:
+    """Mean smoothed loss and mean negative log-likelihood a target token, in nats."""
     total: Tensor = torch.zeros(2, dtype=torch.float64)
     tokens = 0
     with torch.inference_mode():

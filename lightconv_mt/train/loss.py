@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-# Rows of logits alive at once: (512, V) stays in cache on CPUs, where (tokens, V) would go to memory and back.
+# Rows of logits alive at once: (512, V) stays in cache on CPUs, where (tokens, V) would go to
+# memory and back.
 CHUNK_ROWS = 512
 
 
@@ -22,7 +23,7 @@ class LossValue(NamedTuple):
 
 
 class LabelSmoothedLoss(nn.Module):
-    """`(1 - eps - eps_i) * nll + eps_i * sum_v(-log p_v)` with `eps_i = eps / (V - 1)`, summed over tokens.
+    """`(1 - eps - eps_i) * nll + eps_i * sum_v(-log p_v)`, `eps_i = eps / (V - 1)`, summed.
 
     As in published fairseq models: reference values are compared in tests.
     """
@@ -44,7 +45,9 @@ class LabelSmoothedLoss(nn.Module):
         Returns:
             Both sums.
         """
-        loss, nll = _ProjectedLoss.apply(hidden[mask], weight, target[mask], self.label_smoothing)
+        loss, nll = _ProjectedLoss.apply(  # type: ignore[no-untyped-call]
+            hidden[mask], weight, target[mask], self.label_smoothing
+        )
         return LossValue(loss, nll)
 
 
@@ -52,7 +55,9 @@ class _ProjectedLoss(torch.autograd.Function):
     """Loss and both gradients in one pass over chunks of rows."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
         vocab_size = weight.shape[0]
         spread = smoothing / (vocab_size - 1)
         peak = 1.0 - smoothing - spread
@@ -71,7 +76,9 @@ class _ProjectedLoss(torch.autograd.Function):
             partition = exponents.sum(dim=-1, keepdim=True)
             log_partition = partition.log().sum()
             nll += log_partition - picked_sum
-            loss += peak * (log_partition - picked_sum) + spread * (vocab_size * log_partition - logit_sum)
+            loss += peak * (log_partition - picked_sum) + spread * (
+                vocab_size * log_partition - logit_sum
+            )
             if with_gradient:
                 # d loss / d logits = softmax - spread - peak * onehot
                 gradient = exponents.div_(partition).sub_(spread)

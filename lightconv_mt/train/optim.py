@@ -31,7 +31,9 @@ class OptimConfig:
                 raise ConfigError(f"optim.{key} is {getattr(self, key)}; give 0 or more")
 
 
-def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: OptimConfig, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
     """Fused AdamW over the parameters; the schedule sets its learning rate before every step."""
     return torch.optim.AdamW(
         list(parameters),

@@ -28,8 +28,9 @@ def draw_model(
         tgt_pieces: T labels, of the tokens read (BOS first).
 
     Returns:
-        Figures by name: `kernels/<side>` for LightConv (heads by taps, a panel a layer), `kernels/<side>` for
-        DynamicConv (positions by taps of the first head) and `source_attention` (mean over heads, a panel a layer).
+        Figures by name: `kernels/<side>` for LightConv (heads by taps, a panel a layer),
+        `kernels/<side>` for DynamicConv (positions by taps of the first head) and
+        `source_attention` (mean over heads, a panel a layer).
     """
     predicted, attended = _run(model, batch)
     figures = {}
@@ -51,7 +52,7 @@ def draw_model(
 
 
 def _run(model: Seq2SeqTransformer, batch: Batch) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Raw DynamicConv kernels (B, T, H, K) by mixer name, and source attention (B, H, T, S) by layer."""
+    """DynamicConv kernels (B, T, H, K) by mixer name, source attention (B, H, T, S) by layer."""
     predicted: dict[str, Tensor] = {}
     attended: list[Tensor] = []
 
@@ -65,7 +66,9 @@ def _run(model: Seq2SeqTransformer, batch: Batch) -> tuple[dict[str, Tensor], li
         if isinstance(module, DynamicConvMixer):
             shape = (module.num_heads, module.kernel_size)
 
-            def note_kernels(_: nn.Module, __: Any, out: Tensor, name: str = name, shape: Any = shape) -> None:
+            def note_kernels(
+                _: nn.Module, __: Any, out: Tensor, name: str = name, shape: Any = shape
+            ) -> None:
                 predicted[name] = out.unflatten(-1, shape)
 
             hooks.append(module.kernel_predictor.register_forward_hook(note_kernels))
@@ -80,8 +83,10 @@ def _run(model: Seq2SeqTransformer, batch: Batch) -> tuple[dict[str, Tensor], li
     return predicted, attended
 
 
-def _draw(panels: list[tuple[Tensor, Sequence[str]]], *, xlabel: str, columns: Sequence[str] | None) -> Figure:
-    """One heat map a layer, side by side; rows are labelled on the first, columns on all where given."""
+def _draw(
+    panels: list[tuple[Tensor, Sequence[str]]], *, xlabel: str, columns: Sequence[str] | None
+) -> Figure:
+    """One heat map a layer, side by side; rows are labelled on the first, columns on all."""
     figure = Figure(figsize=(3.2 * len(panels), 4.0), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(panels)))
     for layer, (axis, (values, rows)) in enumerate(zip(axes, panels, strict=True)):

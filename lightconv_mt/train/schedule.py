@@ -44,7 +44,7 @@ Config = TypeVar("Config", bound=type[ScheduleConfig])
 
 def register_schedule(config: Config) -> Config:
     """Class decorator: make a schedule selectable by the default of its `name` field."""
-    SCHEDULES[config.__dataclass_fields__["name"].default] = config
+    SCHEDULES[str(config.__dataclass_fields__["name"].default)] = config
     return config
 
 
@@ -65,7 +65,8 @@ class InverseSqrtConfig(ScheduleConfig):
 class CosineConfig(ScheduleConfig):
     """Cosine annealing with restarts (Loshchilov and Hutter, 2017; fairseq's cosine).
 
-    Period i lasts `period_steps * period_mult**i` steps and falls from `peak * shrink**i` to `min_lr * shrink**i`.
+    Period i lasts `period_steps * period_mult**i` steps and falls from `peak * shrink**i` to
+    `min_lr * shrink**i`.
     """
 
     name: str = "cosine"

@@ -28,13 +28,20 @@ class SignalFlag:
         self._previous = {number: signal.signal(number, self._note) for number in STOPPING}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Restore the handlers found before."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
-        logger.warning("%s: finishing the step and saving; once more stops at once", self.received.name)
+        logger.warning(
+            "%s: finishing the step and saving; once more stops at once", self.received.name
+        )
         for each in STOPPING:
             signal.signal(each, signal.SIG_DFL)

@@ -1,0 +1,86 @@
+"""A run folder: opened for one configuration, searched for a checkpoint."""
+
+from pathlib import Path
+
+from lightconv_mt.config import TrainRunConfig, load_run_config
+from lightconv_mt.errors import CheckpointError, ConfigError
+from lightconv_mt.train.checkpoint import CheckpointStore, replace_text
+from lightconv_mt.typed import to_plain, to_yaml
+
+# What may change between the runs of one run folder: none of it decides what an already made step
+# computed.
+FREE_KEYS = (
+    "run_dir",
+    "runtime.device",
+    "runtime.threads",
+    "runtime.keep_memory",
+    "train.max_",
+    "train.patience",
+    "checkpoint.",
+    "decode.",
+    "train.log",
+    "train.num_samples",
+    "data.cache_dir",
+    "batch.num_workers",
+)
+
+
+def open_run(run_dir: Path, config: TrainRunConfig) -> CheckpointStore:
+    """Create the run folder, or check that it belongs to this configuration.
+
+    Raises:
+        ConfigError: naming the key that differs, with both values.
+    """
+    path = run_dir / "config.yaml"
+    if path.exists():
+        now, then = _flat(to_plain(config)), _flat(to_plain(load_run_config(run_dir)))
+        for key in {**then, **now}:
+            if now.get(key) != then.get(key) and not key.startswith(FREE_KEYS):
+                raise ConfigError(
+                    f"{run_dir} was started with {key}={then.get(key)}, not {now.get(key)}; "
+                    f"repeat its command, or choose another run_dir"
+                )
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        replace_text(path, to_yaml(config))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write run_dir={run_dir}: {error.strerror}; choose another folder"
+        ) from error
+    store = CheckpointStore(run_dir, config.checkpoint)
+    store.remove_leftovers()
+    return store
+
+
+def find_checkpoint(run_dir: Path, wanted: str, config: TrainRunConfig) -> Path:
+    """Folder of the weights that `wanted` names.
+
+    Raises:
+        CheckpointError: when there are none.
+    """
+    store = CheckpointStore(run_dir, config.checkpoint)
+    steps, best, average = store.steps(), store.best_step(), run_dir / "average"
+    candidates = {
+        "average": average if average.exists() else None,
+        "best": store.path(best) if best is not None else None,
+        "last": store.path(steps[-1]) if steps else None,
+    }
+    found = [path for name, path in candidates.items() if path and wanted in ("auto", name)]
+    if wanted.isdigit() and int(wanted) in steps:
+        found = [store.path(int(wanted))]
+    if not found:
+        there = [*(name for name, path in candidates.items() if path), *map(str, steps)]
+        raise CheckpointError(
+            f"{run_dir} has no checkpoint {wanted}; there is {', '.join(there) or 'none yet'}"
+        )
+    return found[0]
+
+
+def _flat(values: object, prefix: str = "") -> dict[str, object]:
+    """Dotted keys of nested dicts."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
