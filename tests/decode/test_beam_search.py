@@ -1,5 +1,6 @@
 """Beam search against exhaustive search, against a plain one for one sentence, and its rules."""
 
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import inf, isclose, nan
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from table_model import IDS, TableModel, TableState
+from torch import Tensor
 
+from lightconv_mt.data.tokenizer import SpecialIds
 from lightconv_mt.decode.beam_search import (
     DecodeConfig,
     Hypothesis,
@@ -18,6 +20,68 @@ from lightconv_mt.decode.beam_search import (
 )
 from lightconv_mt.decode.candidates import best_tokens, rank_continuations
 from lightconv_mt.errors import ConfigError
+
+IDS = SpecialIds(bos=0, pad=1, eos=2, unk=3)
+ROWS = 4099
+
+
+@dataclass(frozen=True)
+class TableState:
+    """One hash of the prefix a row; which sentence a row serves is carried to be checked."""
+
+    hashes: Tensor
+    row_sentences: Tensor
+    sentences: Tensor
+
+    def reorder(self, rows: Tensor) -> "TableState":
+        """Take rows of the target side."""
+        return replace(
+            self,
+            hashes=self.hashes.index_select(0, rows),
+            row_sentences=self.row_sentences.index_select(0, rows),
+        )
+
+    def keep(self, sentences: Tensor) -> "TableState":
+        """Take sentences of the source side."""
+        return replace(self, sentences=self.sentences.index_select(0, sentences))
+
+
+class TableModel:
+    """Random next-token distributions, a pure function of (sentence, prefix)."""
+
+    def __init__(
+        self, vocab: int, *, seed: int, scale: float = 1.5, dtype: torch.dtype = torch.float64
+    ) -> None:
+        """Draw the table; a larger scale makes the model surer of itself."""
+        generator = torch.Generator().manual_seed(seed)
+        self.table = torch.randn(ROWS, vocab, generator=generator, dtype=dtype) * scale
+        self.calls: list[Tensor] = []
+
+    def start(self, sentences: Tensor, beam_size: int) -> TableState:
+        """State before BOS for the given sentence numbers (B,)."""
+        rows = sentences.repeat_interleave(beam_size)
+        return TableState(hashes=rows * 7919, row_sentences=rows, sentences=sentences)
+
+    def step(self, tokens: Tensor, state: TableState) -> tuple[Tensor, TableState]:
+        """Read tokens (N, 1); logits (N, 1, V)."""
+        beam_size = len(tokens) // len(state.sentences)
+        assert torch.equal(state.row_sentences, state.sentences.repeat_interleave(beam_size))
+        self.calls.append(tokens)
+        hashes = (state.hashes * 31 + tokens[:, 0] * 17 + 1) % ROWS
+        return self.table[hashes][:, None], replace(state, hashes=hashes)
+
+    def logp(self, sentence: int, prefix: tuple[int, ...]) -> list[float]:
+        """Log-probabilities after BOS and the prefix."""
+        value = sentence * 7919
+        for token in (IDS.bos, *prefix):
+            value = (value * 31 + token * 17 + 1) % ROWS
+        return self._normalised[value]
+
+    @property
+    def _normalised(self) -> list[list[float]]:
+        if not hasattr(self, "_lists"):
+            self._lists: list[list[float]] = self.table.log_softmax(-1).tolist()
+        return self._lists
 
 
 def search(
@@ -105,12 +169,12 @@ def plain_search(
             tokens = (*previous[row][1], token)
             if token != IDS.eos:
                 live.append((-loss, tokens))
-            elif place < beam and len(ended) < beam:
+            elif place < beam and (len(ended) < beam or not config.early_stop):
                 ended.append((divided(-loss, len(tokens), config), tokens))
         live = live[:beam]
-        if len(ended) == beam or not live:
+        if config.early_stop and len(ended) == beam:
             break
-    return sorted(ended, key=lambda item: -item[0])
+    return sorted(ended, key=lambda item: -item[0])[:beam]
 
 
 def check(
@@ -131,6 +195,7 @@ configs = st.builds(
     min_length=st.integers(0, 4),
     unk_penalty=st.sampled_from([-0.7, 0.0, 0.9]),
     no_repeat_ngram_size=st.integers(0, 3),
+    early_stop=st.booleans(),
 )
 
 
@@ -239,12 +304,9 @@ def test_beam_of_one_is_greedy(dtype: torch.dtype) -> None:
     config=configs,
     order=st.permutations(range(9)),
     cut=st.integers(1, 8),
-    early_stop=st.booleans(),
 )
-def test_batch_mates_change_nothing(
-    config: DecodeConfig, order: list[int], cut: int, early_stop: bool
-) -> None:
-    config.nbest, config.early_stop = config.beam_size, early_stop
+def test_batch_mates_change_nothing(config: DecodeConfig, order: list[int], cut: int) -> None:
+    config.nbest = config.beam_size
     model = TableModel(20, seed=3, dtype=torch.float32)
     lengths = [3 + sentence % 4 for sentence in order]
     together = search(model, config, sentences=order, src_lengths=lengths)
@@ -253,24 +315,29 @@ def test_batch_mates_change_nothing(
     assert together == first + second
 
 
-def test_going_on_never_ends_worse_than_stopping_early() -> None:
-    model = TableModel(30, seed=5)
-    for normalization in LengthNormalization:
-        for alpha in (-0.5, 0.6, 1.3):
-            early, late = (
-                search(
-                    model,
-                    DecodeConfig(
-                        length_penalty=alpha,
-                        length_normalization=normalization,
-                        max_length=20,
-                        early_stop=early_stop,
-                    ),
-                    sentences=list(range(30)),
-                )
-                for early_stop in (True, False)
-            )
-            assert all(b[0].score >= a[0].score for a, b in zip(early, late, strict=True))
+@pytest.mark.parametrize("alpha", [-0.5, 0.4, 1.0, 1.5])
+@pytest.mark.parametrize("normalization", LengthNormalization)
+def test_without_early_stop_the_best_are_kept_and_the_end_is_not_always_waited_for(
+    alpha: float, normalization: LengthNormalization
+) -> None:
+    model = TableModel(12, seed=5, scale=3.0)
+    config = DecodeConfig(
+        beam_size=3,
+        nbest=3,
+        length_penalty=alpha,
+        length_normalization=normalization,
+        max_length_ratio=2.0,
+        max_length_extra=3,
+        early_stop=False,
+    )
+    lengths = [1 + sentence % 7 for sentence in range(60)]
+    results = search(model, config, sentences=list(range(60)), src_lengths=lengths)
+    for sentence, found in enumerate(results):
+        expected = plain_search(model, sentence, config, config.length_limit(lengths[sentence]))
+        check(found, expected, nbest=3)
+    rows = sum(len(tokens) for tokens in model.calls)
+    if alpha <= 1.0:  # beyond, the length limit is so kind a divisor that nothing is ruled out
+        assert rows < 3 * sum(config.length_limit(length) + 1 for length in lengths)
 
 
 def test_unk_penalty_drives_out_the_unknown_token() -> None:
@@ -286,12 +353,26 @@ def test_unk_penalty_drives_out_the_unknown_token() -> None:
     assert unknowns(0.0) > unknowns(2.0) > unknowns(1e9) == 0
 
 
+def test_a_bonus_for_the_unknown_token_keeps_the_search_going() -> None:
+    model = TableModel(8, seed=2, scale=3.0)
+    config = DecodeConfig(
+        beam_size=2,
+        nbest=2,
+        max_length=12,
+        unk_penalty=-3.0,
+        length_normalization=LengthNormalization.none,
+        early_stop=False,
+    )
+    for sentence, found in enumerate(search(model, config, sentences=list(range(60)))):
+        check(found, plain_search(model, sentence, config, limit=12), nbest=2)
+
+
 def test_nan_is_impossible_and_spoils_no_other_sentence() -> None:
     model = TableModel(20, seed=4)
     config = DecodeConfig(beam_size=3, nbest=3, max_length=6)
     sound = search(model, config, sentences=[0, 1, 2])
 
-    def step(tokens: torch.Tensor, state: TableState) -> tuple[torch.Tensor, TableState]:
+    def step(tokens: Tensor, state: TableState) -> tuple[Tensor, TableState]:
         logits, state = model.step(tokens, state)
         logits[state.row_sentences == 1] = nan
         logits[state.row_sentences == 2, :, 5] = inf
@@ -305,6 +386,7 @@ def test_nan_is_impossible_and_spoils_no_other_sentence() -> None:
         config=config,
     )
     assert found == [sound[0], [], []]
+    assert [len(tokens) for tokens in model.calls[-2:]] == [3, 3]  # alone after the first step
 
 
 def test_one_nan_row_kills_only_what_continues_it() -> None:
@@ -312,7 +394,7 @@ def test_one_nan_row_kills_only_what_continues_it() -> None:
     config = DecodeConfig(beam_size=300, nbest=300, max_length=4)
     everything = every_output(model, 0, config, limit=4)
 
-    def step(tokens: torch.Tensor, state: TableState) -> tuple[torch.Tensor, TableState]:
+    def step(tokens: Tensor, state: TableState) -> tuple[Tensor, TableState]:
         logits, state = model.step(tokens, state)
         logits[tokens[:, 0] == 5, :, 0] = nan
         return logits, state
@@ -336,20 +418,34 @@ def test_finished_sentences_leave_the_batch_and_no_padding_is_fed() -> None:
     assert not any((tokens == IDS.pad).any() for tokens in model.calls)
 
 
+def test_rows_that_are_dead_read_no_padding() -> None:
+    ids = SpecialIds(bos=1, pad=0, eos=2, unk=3)
+    model = TableModel(5, seed=6)
+    (found,) = beam_search(
+        model.step,
+        model.start(torch.arange(1), 30),
+        src_lengths=torch.tensor([3]),
+        ids=ids,
+        config=DecodeConfig(beam_size=30, nbest=30, max_length=2, min_length=0),
+    )
+    assert len(found) == 1 + 3 + 9
+    assert not any((tokens == ids.pad).any() for tokens in model.calls)
+
+
 def test_the_state_is_reordered_at_most_once_a_step() -> None:
     class Counted:
         def __init__(self, state: TableState, log: list[str]) -> None:
             self.state, self.log = state, log
 
-        def reorder(self, rows: torch.Tensor) -> "Counted":
+        def reorder(self, rows: Tensor) -> "Counted":
             self.log.append("reorder")
             return Counted(self.state.reorder(rows), self.log)
 
-        def keep(self, sentences: torch.Tensor) -> "Counted":
+        def keep(self, sentences: Tensor) -> "Counted":
             self.log.append("keep")
             return Counted(self.state.keep(sentences), self.log)
 
-    def step(tokens: torch.Tensor, state: Counted) -> tuple[torch.Tensor, Counted]:
+    def step(tokens: Tensor, state: Counted) -> tuple[Tensor, Counted]:
         state.log.append("step")
         logits, inner = model.step(tokens, state.state)
         return logits, Counted(inner, state.log)

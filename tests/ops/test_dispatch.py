@@ -1,4 +1,4 @@
-"""Every backend against the reference, outputs and gradients, and the arguments that are refused."""
+"""Every backend against the reference, outputs and gradients; what is refused."""
 
 import pytest
 import torch

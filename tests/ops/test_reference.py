@@ -67,7 +67,7 @@ def test_gradients_are_those_of_finite_differences(
 
 
 def test_mass_left_of_the_sequence_is_lost() -> None:
-    """The paper's DynamicConv at T = 1: softmax over all K, then the K - 1 outer taps are dropped."""
+    """DynamicConv at T = 1: softmax over all K, then the K - 1 outer taps are dropped."""
     x, weight = torch.ones(1, 1, 1), torch.zeros(1, 1, 1, 3)
     assert float(dynamicconv_reference(x, weight, padding_left=2)) == pytest.approx(1 / 3)
 

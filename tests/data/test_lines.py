@@ -1,0 +1,70 @@
+"""Lines are bytes between \\n, whatever else they hold."""
+
+import gzip
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightconv_mt.data.lines import BadUtf8, decode_line, read_lines
+from lightconv_mt.errors import DataError
+
+Write = Callable[[str, bytes], str]
+NASTY = [
+    "a\u2028b",
+    "c\x85d",
+    "e\x0bf",
+    "g\x0ch",
+    "i\rj",
+    "k\u2029l",
+    "m\x00n",
+    "",
+    " ",
+    "\ufeffinside",
+    "👩‍👩‍👧",
+]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("final", [True, False])
+def test_only_newline_ends_a_line(write: Write, end: str, zipped: bool, final: bool) -> None:
+    raw = (end.join(NASTY) + (end if final else "")).encode()
+    path = write("nasty", gzip.compress(raw) if zipped else raw)
+    assert list(read_lines(path)) == NASTY
+
+
+def test_empty_file_and_byte_order_mark(write: Write) -> None:
+    assert list(read_lines(write("empty", b""))) == []
+    assert list(read_lines(write("newline", b"\n"))) == [""]
+    assert list(read_lines(write("bom", b"\xef\xbb\xbfa\n\xef\xbb\xbfb\n"))) == ["a", "\ufeffb"]
+
+
+def test_bad_bytes_are_replaced_and_counted_or_refused(
+    write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write("bad", b"good\n\xff\xfe\n\xc3\n\xed\xa0\x80x\n")
+    assert list(read_lines(path)) == ["good", "\ufffd\ufffd", "\ufffd", "\ufffd\ufffd\ufffdx"]
+    assert "replaced in 3 lines" in caplog.text
+    with pytest.raises(DataError, match=r"bad, line 2: invalid UTF-8"):
+        list(read_lines(path, on_bad_utf8=BadUtf8.error))
+
+
+def test_unreadable_files_are_named(write: Write) -> None:
+    with pytest.raises(DataError, match="cannot read /nowhere/x: No such file"):
+        list(read_lines("/nowhere/x"))
+    whole = gzip.compress(b"one\ntwo\n" * 100)
+    with pytest.raises(DataError, match=r"cut\.gz"):
+        list(read_lines(write("cut.gz", whole[:-12])))
+    with pytest.raises(DataError, match=r"junk\.gz"):
+        list(read_lines(write("junk.gz", whole + b"junk behind it")))
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_become_text(raw: bytes) -> None:
+    line = raw.replace(b"\n", b"") + b"\n"
+    text, replaced = decode_line(line)
+    assert "\n" not in text
+    if not replaced:
+        assert text.encode() in (line[:-1], line[:-2])

@@ -1,0 +1,343 @@
+"""Text to BLEU on a toy language: train, resume, average, translate, score."""
+
+import json
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightconv_mt import assemble
+from lightconv_mt.config import (
+    Device,
+    EvalConfig,
+    RuntimeConfig,
+    TrainRunConfig,
+    TranslateConfig,
+)
+from lightconv_mt.data.batching import BatchConfig
+from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
+from lightconv_mt.data.tokenizer import TokenizerConfig
+from lightconv_mt.decode.beam_search import DecodeConfig
+from lightconv_mt.errors import CheckpointError, ConfigError, DivergenceError
+from lightconv_mt.mixers import MIXERS
+from lightconv_mt.model.transformer import ModelConfig
+from lightconv_mt.train.checkpoint import CheckpointConfig, CheckpointStore
+from lightconv_mt.train.loop import LoopConfig, Trainer
+from lightconv_mt.train.optim import OptimConfig
+from lightconv_mt.train.schedule import InverseSqrtConfig
+
+WORDS = ["ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu"]
+
+
+def write_corpus(folder: Path, name: str, count: int, seed: int) -> SourceConfig:
+    """The target is the source backwards, each word with an ending."""
+    generator = random.Random(seed)
+    lines = [" ".join(generator.choices(WORDS, k=generator.randint(2, 6))) for _ in range(count)]
+    (folder / f"{name}.src").write_text("".join(f"{line}\n" for line in lines))
+    (folder / f"{name}.tgt").write_text(
+        "".join(" ".join(f"{word}n" for word in reversed(line.split())) + "\n" for line in lines)
+    )
+    return SourceConfig(
+        format=SourceFormat.text, src=str(folder / f"{name}.src"), tgt=str(folder / f"{name}.tgt")
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> CorpusConfig:
+    folder = tmp_path_factory.mktemp("data")
+    return CorpusConfig(
+        src_lang="xx",
+        tgt_lang="yy",
+        train={"toy": write_corpus(folder, "train", 3000, 1)},
+        valid=write_corpus(folder, "valid", 40, 2),
+        test=write_corpus(folder, "test", 50, 3),
+        cache_dir=str(folder / "cache"),
+    )
+
+
+Configure = Callable[..., TrainRunConfig]
+
+
+@pytest.fixture
+def configure(data: CorpusConfig, tmp_path: Path) -> Configure:
+    def build(
+        run: str = "run",
+        *,
+        mixer: str = "dynamicconv",
+        steps: int = 6,
+        train: Any = None,
+        **values: Any,
+    ) -> TrainRunConfig:
+        mixer_values = (
+            {}
+            if mixer == "attention"
+            else {"encoder_kernel_sizes": [5], "decoder_kernel_sizes": [5]}
+        )
+        defaults: dict[str, Any] = {
+            "run_dir": str(tmp_path / run),
+            "data": data,
+            "tokenizer": TokenizerConfig(vocab_size=300),
+            "batch": BatchConfig(max_tokens=512, max_length=64),
+            "model": ModelConfig(
+                mixer=MIXERS[mixer](**mixer_values),
+                dim=64,
+                ffn_dim=128,
+                num_heads=4,
+                encoder_layers=2,
+                decoder_layers=2,
+                dropout=0.1,
+            ),
+            "optim": OptimConfig(lr=4e-3),
+            "schedule": InverseSqrtConfig(warmup_steps=60),
+            "train": LoopConfig(
+                max_steps=steps, validate_every_steps=3, log_every_steps=2, **(train or {})
+            ),
+            "checkpoint": CheckpointConfig(save_every_steps=1, keep_last=4, average_last=2),
+            "decode": DecodeConfig(beam_size=1, max_length_extra=5),
+            "runtime": RuntimeConfig(device=Device.cpu, threads=1),
+        }
+        return TrainRunConfig(**{**defaults, **values})
+
+    return build
+
+
+def weights(config: TrainRunConfig) -> dict[str, torch.Tensor]:
+    store = CheckpointStore(Path(config.run_dir), config.checkpoint)
+    loaded = store.load_latest()
+    assert loaded is not None
+    return {**loaded.model, **loaded.optimizer}
+
+
+def files(config: TrainRunConfig) -> dict[str, bytes]:
+    folder = Path(config.run_dir)
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("mixer", sorted(MIXERS))
+def test_a_toy_language_is_learned(
+    configure: Configure, mixer: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = configure(mixer=mixer, steps=400)
+    config.train = LoopConfig(max_steps=400, validate_every_steps=200, log_every_steps=100)
+    config.checkpoint = CheckpointConfig(save_every_steps=20, keep_last=4, average_last=4)
+    assert assemble.train(config) == 0
+    capsys.readouterr()
+    evaluation = EvalConfig(
+        run_dir=config.run_dir,
+        json=str(tmp_path / "scores.json"),
+        output=str(tmp_path / "hypotheses"),
+        decode=DecodeConfig(beam_size=4),
+        runtime=config.runtime,
+    )
+    assert assemble.evaluate(evaluation) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(" = ")[0] for line in printed] == ["BLEU", "chrF2", "TER"]
+    assert "nrefs:1|case:mixed" in printed[0]
+    bleu = json.loads((tmp_path / "scores.json").read_text())[0]["score"]
+    assert bleu > 80.0
+    assert len((tmp_path / "hypotheses").read_text().splitlines()) == 50
+    # The run says in its own files what it measured.
+    metrics = [
+        json.loads(line)
+        for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [line["step"] for line in metrics if "valid/bleu" in line] == [200, 400]
+    assert set(json.loads((Path(config.run_dir) / "bleu.json").read_text())) == {
+        "average",
+        "best",
+        "decode",
+    }
+    assert list((Path(config.run_dir) / "tensorboard").iterdir())
+
+
+def test_one_line_in_is_one_line_out(configure: Configure, tmp_path: Path) -> None:
+    config = configure(steps=2)
+    assemble.train(config)
+    (tmp_path / "in").write_bytes(
+        "ba de\n\n   \nfi\u2028go\r\n\xff".encode("latin-1", "ignore") + b"\xff\xfe\nka"
+    )
+    lines = (tmp_path / "in").read_bytes().count(b"\n") + 1
+    for nbest in (1, 2):
+        translation = TranslateConfig(
+            run_dir=config.run_dir,
+            input=str(tmp_path / "in"),
+            output=str(tmp_path / "out"),
+            nbest_format=assemble.NbestFormat.tsv if nbest > 1 else assemble.NbestFormat.text,
+            decode=DecodeConfig(beam_size=3, nbest=nbest),
+            runtime=config.runtime,
+        )
+        assert assemble.translate(translation) == 0
+        output = (tmp_path / "out").read_text().split("\n")[:-1]
+        numbers = [line.split("\t")[0] for line in output] if nbest > 1 else output
+        assert len(set(numbers) if nbest > 1 else numbers) == lines
+
+
+def test_a_run_goes_on_bit_for_bit_where_it_was_stopped(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight, stopped = configure("straight", steps=7), configure("stopped", steps=7)
+    assemble.train(straight)
+    original = Trainer._step
+    killed_at = [2, 5]
+
+    def step_or_die(self: Trainer, micro_batches: Any) -> None:
+        if killed_at and self.state.step + 1 == killed_at[0]:
+            killed_at.pop(0)
+            raise KeyboardInterrupt
+        original(self, micro_batches)
+
+    monkeypatch.setattr(Trainer, "_step", step_or_die)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            assemble.train(stopped)
+    assemble.train(stopped)
+    ours, theirs = weights(straight), weights(stopped)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    metrics = [Path(config.run_dir, "metrics.jsonl").read_text() for config in (straight, stopped)]
+    assert metrics[0] == metrics[1]
+
+
+def test_repeating_a_finished_command_changes_no_file(configure: Configure) -> None:
+    config = configure()
+    assemble.train(config)
+    before = files(config)
+    assert assemble.train(config) == 0
+    assert files(config) == before
+
+
+def test_more_steps_continue_the_same_run(configure: Configure) -> None:
+    straight, longer = configure("straight", steps=6), configure("longer", steps=3)
+    assemble.train(straight)
+    assemble.train(longer)
+    longer.train.max_steps = 6
+    assemble.train(longer)
+    ours, theirs = weights(straight), weights(longer)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_another_configuration_is_refused_with_both_values(configure: Configure) -> None:
+    config = configure(steps=1)
+    assemble.train(config)
+    config.optim = OptimConfig(lr=1e-3)
+    with pytest.raises(ConfigError, match=r"was started with optim\.lr=0\.004, not 0\.001"):
+        assemble.train(config)
+
+
+def test_accumulated_micro_batches_give_the_gradient_of_their_union(configure: Configure) -> None:
+    """Gradients are normalised by target tokens, however these are cut into micro-batches."""
+    from lightconv_mt.data.batching import collate
+    from lightconv_mt.train.loss import LabelSmoothedLoss
+
+    config = configure()
+    tokenizers = assemble.build_tokenizers(
+        config.tokenizer, WORDS * 50, [f"{word}n" for word in WORDS] * 50
+    )
+    model = assemble.build_model(config.model, tokenizers, config.runtime).double().eval()
+    rows = [([5 + i, 6, 2], [7, 8 + i] * (i + 1) + [2]) for i in range(6)]
+    gradients = []
+    for groups in ([rows], [rows[:1], rows[1:4], rows[4:]]):
+        batches = [collate(group, tokenizers.src.ids, tokenizers.tgt.ids) for group in groups]
+        tokens = sum(batch.num_tokens for batch in batches)
+        model.zero_grad()
+        for batch in batches:
+            hidden = model(batch.src, batch.src_mask, batch.tgt_in, batch.tgt_mask)
+            value = LabelSmoothedLoss(0.1)(
+                hidden, model.output_weight, batch.tgt_out, batch.tgt_mask
+            )
+            (value.loss / tokens).backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for whole, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, parts, rtol=0, atol=1e-12)
+
+
+def test_updates_that_are_not_finite_are_skipped_then_end_the_run(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = assemble.Trainer._update
+    poisoned: set[int] = {3}
+
+    def poison(self: Trainer, lr: float) -> float | None:
+        if self.state.step in poisoned:
+            next(self.model.parameters()).grad[0, 0] = float("nan")
+        before = {name: value.clone() for name, value in self.model.named_parameters()}
+        norm = original(self, lr)
+        if self.state.step in poisoned:
+            assert norm is None
+            assert all(
+                torch.equal(before[name], value) for name, value in self.model.named_parameters()
+            )
+        return norm
+
+    monkeypatch.setattr(Trainer, "_update", poison)
+    config = configure(steps=6)
+    assert assemble.train(config) == 0
+    assert "step 3: the gradient is not finite; update skipped" in caplog.text
+    last = [
+        json.loads(line) for line in Path(config.run_dir, "metrics.jsonl").read_text().splitlines()
+    ][-2]
+    assert last["train/skipped_steps"] == 1
+    poisoned |= set(range(1, 100))
+    with pytest.raises(DivergenceError, match="no finite gradient in 20 steps"):
+        assemble.train(configure("diverging", steps=60))
+
+
+def test_patience_and_epochs_end_a_run(configure: Configure) -> None:
+    config = configure(steps=500, train={"patience": 1})
+    config.optim = OptimConfig(lr=1e-9)
+    assemble.train(config)
+    steps = [
+        json.loads(line)["step"]
+        for line in Path(config.run_dir, "metrics.jsonl").read_text().splitlines()
+    ]
+    assert max(steps) == 6
+    config = configure("epoch", steps=5000, train={"max_epochs": 1})
+    config.train.validate_every_steps = config.checkpoint.save_every_steps = 1000
+    assemble.train(config)
+    last = json.loads(Path(config.run_dir, "metrics.jsonl").read_text().splitlines()[-1])
+    assert 50 < last["step"] < 100
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: (run / "config.yaml").unlink(), "is no run folder"),
+        (lambda run: (run / "tokenizer.model").write_bytes(b""), "no usable tokenizer"),
+        (lambda run: (run / "average" / "model.safetensors").write_bytes(b"x"), "is damaged"),
+        (
+            lambda run: (run / "config.yaml").write_text(
+                re.sub("dim: 64", "dim: 32", (run / "config.yaml").read_text())
+            ),
+            "does not fit the model",
+        ),
+    ],
+)
+def test_a_damaged_run_is_refused(
+    configure: Configure, damage: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
+    config = configure(steps=1)
+    assemble.train(config)
+    damage(Path(config.run_dir))
+    (tmp_path / "in").write_text("ba\n")
+    translation = TranslateConfig(
+        run_dir=config.run_dir,
+        input=str(tmp_path / "in"),
+        output=str(tmp_path / "out"),
+        decode=DecodeConfig(),
+        runtime=config.runtime,
+    )
+    with pytest.raises(CheckpointError, match=message):
+        assemble.translate(translation)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_checkpoint_lists_those_there_are(configure: Configure) -> None:
+    config = configure(steps=2)
+    assemble.train(config)
+    with pytest.raises(
+        CheckpointError, match=r"has no checkpoint 9; there is average, .*last, 1, 2"
+    ):
+        assemble.load_translator(config.run_dir, "9", config.runtime)

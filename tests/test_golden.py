@@ -1,0 +1,57 @@
+"""The library against fairseq's recorded numbers, and the script that says so."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lightconv_mt.interop.golden import TOLERANCES, compare_folder
+from lightconv_mt.ops import Backend
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "check_golden.py"
+
+
+def run(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("backend", list(Backend))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_case_is_within_tolerance(golden: Path, backend: Backend, dtype: torch.dtype) -> None:
+    comparisons = list(compare_folder(golden, backend=backend, dtype=dtype))
+    failed = [comparison for comparison in comparisons if not comparison.excess <= 0]
+    assert not failed
+    assert {comparison.quantity for comparison in comparisons} == set(TOLERANCES)
+
+
+def test_the_script_passes_and_prints_every_quantity(golden: Path) -> None:
+    result = run(golden)
+    assert result.returncode == 0, result.stderr
+    assert all(quantity in result.stdout for quantity in TOLERANCES)
+    assert " 0 failed" in result.stdout
+
+
+def test_a_wrong_number_is_found(golden: Path, tmp_path: Path) -> None:
+    for name in ("conv_dynamic.json", "conv_dynamic.safetensors"):
+        shutil.copy(golden / name, tmp_path / name)
+    tensors = load_file(tmp_path / "conv_dynamic.safetensors")
+    key = next(key for key in tensors if key.endswith(".y"))
+    tensors[key] = tensors[key] + 1e-3
+    (tmp_path / "conv_dynamic.safetensors").unlink()
+    save_file(tensors, tmp_path / "conv_dynamic.safetensors")
+    result = run(tmp_path)
+    assert result.returncode == 1
+    assert key.removesuffix(".y") in result.stdout
+    assert ", 1 failed" in result.stdout
+
+
+def test_an_empty_folder_is_no_success(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    assert (result.returncode, result.stdout.splitlines()[-1]) == (1, "nothing was checked")
+    assert run(tmp_path / "nowhere").returncode == 3

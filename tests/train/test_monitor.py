@@ -1,0 +1,54 @@
+"""What a run says of itself survives a crash and a resume."""
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightconv_mt.train.monitor import Monitor
+
+
+def steps(run_dir: Path) -> list[int]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def test_lines_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
+    first = Monitor(tmp_path, step=0, max_steps=10)
+    for step in (1, 2, 3):
+        first.metrics(step, {"train/loss": 1.0 / step})
+    first.close()
+    again = Monitor(tmp_path, step=2, max_steps=10)
+    again.metrics(3, {"train/loss": 5.0})
+    again.close()
+    assert steps(tmp_path) == [1, 2, 3]
+    assert (
+        json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["train/loss"] == 5.0
+    )
+
+
+@pytest.mark.parametrize(
+    "rest", [b'{"step": 2, "tra', b"\x00\x00\x00\n", b"null\n", b'{"loss": 1}\n', b"\xff\xfe\n"]
+)
+def test_a_broken_line_costs_only_itself(tmp_path: Path, rest: bytes) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + rest)
+    Monitor(tmp_path, step=2, max_steps=10).close()
+    assert steps(tmp_path) == [1]
+
+
+def test_scalars_samples_and_pictures_reach_tensorboard(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path, step=0, max_steps=10)
+    monitor.metrics(4, {"valid/bleu": 12.5}, timing={"valid/seconds": 2.0})
+    monitor.samples(4, [("ein Satz", "a sentence", "one sentence")])
+    monitor.figures(4, {"source_attention": plt.Figure(figsize=(1, 1))})
+    monitor.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(each.step, each.value) for each in board.Scalars("valid/bleu")] == [(4, 12.5)]
+    assert "valid/seconds" in board.Tags()["scalars"]
+    assert board.Tags()["images"] == ["source_attention"]
+    (text,) = board.Tensors("samples/text_summary")
+    assert b"one sentence" in text.tensor_proto.string_val[0]
+    # A resumed run must repeat its file to the byte, so clock times stay out of it.
+    assert "seconds" not in (tmp_path / "metrics.jsonl").read_text()
