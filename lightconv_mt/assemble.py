@@ -179,16 +179,25 @@ def start_runtime(config: RuntimeConfig) -> tuple[torch.device, torch.dtype]:
         logger.debug("glibc keeps freed memory")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    device = choose_device(config)
+    if config.precision is Precision.fp16 and device.type == "cpu":
+        raise ConfigError("runtime.precision=fp16 needs a GPU; set fp32 or bf16")
+    return device, DTYPES[config.precision]
+
+
+def choose_device(config: RuntimeConfig) -> torch.device:
+    """The device that `runtime.device` names.
+
+    Raises:
+        ConfigError: when a GPU is asked for and there is none.
+    """
     gpu = torch.cuda.is_available()
     if config.device is Device.cuda and not gpu:
         raise ConfigError(
             "runtime.device=cuda, but torch sees no GPU; set runtime.device=cpu, "
             "or install torch for CUDA"
         )
-    device = torch.device("cuda" if gpu and config.device is not Device.cpu else "cpu")
-    if config.precision is Precision.fp16 and device.type == "cpu":
-        raise ConfigError("runtime.precision=fp16 needs a GPU; set fp32 or bf16")
-    return device, DTYPES[config.precision]
+    return torch.device("cuda" if gpu and config.device is not Device.cpu else "cpu")
 
 
 def build_model(
@@ -201,7 +210,7 @@ def build_model(
         tgt_vocab_size=tokenizers.tgt.vocab_size,
         src_pad_id=tokenizers.src.ids.pad,
         tgt_pad_id=tokenizers.tgt.ids.pad,
-        backend=resolve_backend(runtime.kernels),
+        backend=resolve_backend(runtime.kernels, device=choose_device(runtime)),
     )
 
 

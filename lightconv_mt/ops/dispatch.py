@@ -2,32 +2,68 @@
 
 import logging
 from enum import Enum
+from functools import cache
 
+import torch
 from torch import Tensor
 
+from lightconv_mt.errors import ConfigError
 from lightconv_mt.ops.banded import dynamicconv_banded, lightconv_banded
+from lightconv_mt.ops.native import NativeUnavailableError, load_library
 from lightconv_mt.ops.reference import dynamicconv_reference, lightconv_reference
+from lightconv_mt.ops.register import dynamicconv_kernel, lightconv_kernel
 
 logger = logging.getLogger(__name__)
 
 
 class Backend(Enum):
-    """Implementations of `lightconv` and `dynamicconv`; `auto` takes the fastest that runs here."""
+    """Implementations of `lightconv` and `dynamicconv`; `auto` takes the fastest that runs here.
+
+    `reference` is the definition and `torch` its fastest plain form, both for any device; `native`
+    is C++ for CPUs.
+    """
 
     auto = "auto"
     reference = "reference"
     torch = "torch"
+    native = "native"
 
 
-def resolve_backend(requested: Backend) -> Backend:
-    """Turn `auto` into a backend and log the choice; any other request is returned as it is."""
-    if requested is not Backend.auto:
-        return requested
-    logger.info(
-        "convolution kernels: plain torch "
-        "(banded products for short sequences, shifted sums for long ones)"
-    )
-    return Backend.torch
+def resolve_backend(requested: Backend, *, device: torch.device) -> Backend:
+    """Turn `auto` into the backend for a device and log the choice; check any other request.
+
+    Raises:
+        ConfigError: when the backend asked for cannot run here.
+    """
+    if requested is Backend.auto:
+        chosen, why = _fastest(device.type)
+        logger.info("convolution kernels: %s%s", chosen.name, f" ({why})" if why else "")
+        return chosen
+    if requested is Backend.native:
+        if device.type != "cpu":
+            raise ConfigError(
+                f"runtime.kernels=native runs on CPUs, not on {device.type}; "
+                f"set runtime.kernels=auto"
+            )
+        try:
+            load_library()
+        except NativeUnavailableError as error:
+            raise ConfigError(
+                f"runtime.kernels=native cannot run: {error}; set runtime.kernels=auto"
+            ) from error
+    return requested
+
+
+@cache
+def _fastest(device_type: str) -> tuple[Backend, str]:
+    """The backend that `auto` stands for, and why it is no faster one."""
+    if device_type != "cpu":
+        return Backend.torch, ""
+    try:
+        load_library()
+    except NativeUnavailableError as error:
+        return Backend.torch, f"not native: {error}"
+    return Backend.native, ""
 
 
 def lightconv(
@@ -55,6 +91,10 @@ def lightconv(
         (B, T, C) in x's dtype.
     """
     _check(x, heads=weight.shape[0], width=weight.shape[1], padding_left=padding_left)
+    if backend is Backend.auto:
+        backend, _ = _fastest(x.device.type)
+    if backend is Backend.native:
+        return lightconv_kernel(x, weight, padding_left, normalize, dropout, seed)
     function = lightconv_reference if backend is Backend.reference else lightconv_banded
     return function(
         x, weight, padding_left=padding_left, normalize=normalize, dropout=dropout, seed=seed
@@ -78,6 +118,12 @@ def dynamicconv(
             f"x has {tuple(x.shape[:2])}"
         )
     _check(x, heads=weight.shape[2], width=weight.shape[3], padding_left=padding_left)
+    if backend is Backend.auto:
+        backend, _ = _fastest(x.device.type)
+    if backend is Backend.native:
+        common = torch.promote_types(x.dtype, weight.dtype)
+        options = (padding_left, normalize, dropout, seed)
+        return dynamicconv_kernel(x.to(common), weight.to(common), *options).to(x.dtype)
     function = dynamicconv_reference if backend is Backend.reference else dynamicconv_banded
     return function(
         x, weight, padding_left=padding_left, normalize=normalize, dropout=dropout, seed=seed

@@ -5,8 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightconv_mt.ops import Backend, dynamicconv, lightconv, resolve_backend
+from lightconv_mt.errors import ConfigError
+from lightconv_mt.ops import Backend, dispatch, dynamicconv, lightconv, resolve_backend
 from lightconv_mt.ops.banded import LONGEST_BAND
+from lightconv_mt.ops.native import NativeUnavailableError
 
 FAST = [backend for backend in Backend if backend is not Backend.reference]
 
@@ -71,5 +73,26 @@ def test_impossible_arguments_are_refused(backend: Backend) -> None:
 
 
 def test_auto_is_resolved_and_other_choices_are_kept() -> None:
-    assert resolve_backend(Backend.auto) is Backend.torch
-    assert resolve_backend(Backend.reference) is Backend.reference
+    cpu = torch.device("cpu")
+    assert resolve_backend(Backend.auto, device=cpu) is not Backend.auto
+    for backend in (Backend.reference, Backend.torch, Backend.native):
+        assert resolve_backend(backend, device=cpu) is backend
+
+
+def test_without_a_compiler_auto_takes_plain_torch_and_native_is_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_compiler(march: str = "native") -> None:
+        raise NativeUnavailableError("there is no C++ compiler")
+
+    monkeypatch.setattr(dispatch, "load_library", no_compiler)
+    dispatch._fastest.cache_clear()
+    cpu = torch.device("cpu")
+    with caplog.at_level("INFO"):
+        assert resolve_backend(Backend.auto, device=cpu) is Backend.torch
+    assert "torch (not native: there is no C++ compiler)" in caplog.text
+    with pytest.raises(ConfigError, match="cannot run: there is no C.. compiler; set runtime.ker"):
+        resolve_backend(Backend.native, device=cpu)
+    with pytest.raises(ConfigError, match="runs on CPUs, not on cuda"):
+        resolve_backend(Backend.native, device=torch.device("cuda"))
+    dispatch._fastest.cache_clear()

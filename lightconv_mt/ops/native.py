@@ -1,0 +1,254 @@
+"""The convolutions in C++ for CPUs: built on first use where a compiler is, kept for the next."""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).parent / "csrc"
+BUILD_TIMEOUT_SECONDS = 300
+_ABI = 1
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+
+
+class NativeUnavailableError(RuntimeError):
+    """There are no native kernels here, and why."""
+
+
+class _Call(ctypes.Structure):
+    """`Call` of csrc/kernels.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "grad_y")),
+        *((name, ctypes.c_void_p) for name in ("y", "grad_x", "grad_weight")),
+        *((name, ctypes.c_int64) for name in ("batch", "time", "channels", "heads", "width")),
+        *((name, ctypes.c_int64) for name in ("padding_left", "x_batch_stride", "x_time_stride")),
+        *((name, ctypes.c_int64) for name in ("grad_y_batch_stride", "grad_y_time_stride")),
+        ("seed", ctypes.c_uint64),
+        ("dropout", ctypes.c_double),
+        *((name, ctypes.c_int64) for name in ("normalize", "threads", "type")),
+    )
+
+
+def lightconv_native(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    padding_left: int,
+    normalize: bool = True,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> Tensor:
+    """Same as `lightconv_reference`, without gradients; weight (H, K)."""
+    y = empty_like(x)
+    _run(
+        "lcmt_lightconv",
+        x,
+        _wide(weight, x),
+        y=y,
+        options=(padding_left, normalize, dropout, seed),
+    )
+    return y
+
+
+def lightconv_native_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    *,
+    padding_left: int,
+    normalize: bool = True,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `lightconv_native` for x and weight, given that of y, in their dtypes."""
+    wide = _wide(weight, x)
+    grad_x, grad_weight = empty_like(x), empty_like(wide)
+    _run(
+        "lcmt_lightconv_backward",
+        x,
+        wide,
+        grad_y=grad_y,
+        grads=(grad_x, grad_weight),
+        options=(padding_left, normalize, dropout, seed),
+    )
+    return grad_x, grad_weight.to(weight.dtype)
+
+
+def dynamicconv_native(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    padding_left: int,
+    normalize: bool = True,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> Tensor:
+    """Same as `dynamicconv_reference`, without gradients; weight (B, T, H, K) in x's dtype."""
+    y = empty_like(x)
+    options = (padding_left, normalize, dropout, seed)
+    _run("lcmt_dynamicconv", x, weight.contiguous(), y=y, options=options)
+    return y
+
+
+def dynamicconv_native_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    *,
+    padding_left: int,
+    normalize: bool = True,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `dynamicconv_native` for x and weight, given that of y."""
+    rows = weight.contiguous()
+    grads = empty_like(x), empty_like(rows)
+    options = (padding_left, normalize, dropout, seed)
+    _run("lcmt_dynamicconv_backward", x, rows, grad_y=grad_y, grads=grads, options=options)
+    return grads
+
+
+@cache
+def load_library(march: str = "native") -> ctypes.CDLL:
+    """Build the kernels if they are not built yet, and load them.
+
+    Args:
+        march: the compiler's name for the machine to build for.
+
+    Raises:
+        NativeUnavailableError: when there is no compiler, or it fails.
+    """
+    path = _build(march)
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeUnavailableError(f"{path} cannot be loaded: {error}") from error
+    if library.lcmt_abi() != _ABI:
+        raise NativeUnavailableError(f"{path} is of another version; remove it")
+    return library
+
+
+def _build(march: str) -> Path:
+    compiler = next(
+        (
+            found
+            for name in (os.environ.get("CXX"), "c++", "g++", "clang++")
+            if name and (found := shutil.which(name))
+        ),
+        None,
+    )
+    if compiler is None:
+        raise NativeUnavailableError("there is no C++ compiler (c++, g++, clang++ or $CXX)")
+    flags = [f"-march={march}", "-O3", "-std=c++20", "-fPIC", "-shared"]
+    if platform.machine() in ("arm64", "aarch64"):
+        flags[0] = f"-mcpu={march}"
+    digest = hashlib.sha256(repr((flags, compiler, _compiler_version(compiler), _cpu())).encode())
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.read_bytes())
+    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    path = Path(cache_home) / "lightconv_mt" / "kernels" / f"{digest.hexdigest()[:24]}.so"
+    if path.exists():
+        return path
+    logger.info("building the CPU kernels, once: %s", path)
+    fresh = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Without OpenMP the kernels run on one thread.
+        for parallel in (["-fopenmp"], []):
+            command = [compiler, *flags, *parallel, "-o", str(fresh), str(SOURCES / "kernels.cpp")]
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_SECONDS, check=False
+            )
+            if done.returncode == 0:
+                break
+        else:
+            errors = [line for line in done.stderr.splitlines() if "error" in line]
+            raise NativeUnavailableError(f"{compiler} failed: {' '.join(errors[:1])}")
+        os.replace(fresh, path)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NativeUnavailableError(f"the kernels cannot be built: {error}") from error
+    finally:
+        fresh.unlink(missing_ok=True)
+    return path
+
+
+def _compiler_version(compiler: str) -> str:
+    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    return done.stdout
+
+
+def _cpu() -> str:
+    """What `native` means here: a home folder may be shared by different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """A contiguous output, not initialised; tests fill it with NaN."""
+    return torch.empty(x.shape, dtype=x.dtype)
+
+
+def _wide(weight: Tensor, x: Tensor) -> Tensor:
+    """LightConv's few weights in the type of the sums."""
+    return weight.to(torch.float64 if x.dtype is torch.float64 else torch.float32).contiguous()
+
+
+def _run(
+    name: str,
+    x: Tensor,
+    weight: Tensor,
+    *,
+    options: tuple[int, bool, float, int],
+    y: Tensor | None = None,
+    grad_y: Tensor | None = None,
+    grads: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """Describe tensors to a kernel and run it on torch's number of threads."""
+    x, grad_y = _rows(x), None if grad_y is None else _rows(grad_y)
+    (batch, time, channels), (heads, width) = x.shape, weight.shape[-2:]
+    padding_left, normalize, dropout, seed = options
+    grad_x, grad_weight = grads or (None, None)
+    call = _Call(
+        x=x.data_ptr(),
+        weight=weight.data_ptr(),
+        grad_y=None if grad_y is None else grad_y.data_ptr(),
+        y=None if y is None else y.data_ptr(),
+        grad_x=None if grad_x is None else grad_x.data_ptr(),
+        grad_weight=None if grad_weight is None else grad_weight.data_ptr(),
+        batch=batch,
+        time=time,
+        channels=channels,
+        heads=heads,
+        width=width,
+        padding_left=padding_left,
+        x_batch_stride=x.stride(0),
+        x_time_stride=x.stride(1),
+        grad_y_batch_stride=0 if grad_y is None else grad_y.stride(0),
+        grad_y_time_stride=0 if grad_y is None else grad_y.stride(1),
+        seed=seed,
+        dropout=dropout,
+        normalize=normalize,
+        threads=torch.get_num_threads(),
+        type=_TYPES[x.dtype],
+    )
+    if getattr(load_library(), name)(ctypes.byref(call)):
+        raise MemoryError(f"{name}: not enough memory for {tuple(x.shape)}")
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Channels side by side; other strides as they are."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

@@ -1,0 +1,101 @@
+"""Registers compiled kernels with torch: shapes for tracing, gradients, one op for all."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightconv_mt.ops import native
+
+
+@torch.library.custom_op("lightconv_mt::lightconv", mutates_args=())
+def lightconv_kernel(
+    x: Tensor, weight: Tensor, padding_left: int, normalize: bool, dropout: float, seed: int
+) -> Tensor:
+    """See `ops.lightconv`."""
+    return native.lightconv_native(
+        x, weight, padding_left=padding_left, normalize=normalize, dropout=dropout, seed=seed
+    )
+
+
+@torch.library.custom_op("lightconv_mt::lightconv_backward", mutates_args=())
+def lightconv_backward_kernel(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    padding_left: int,
+    normalize: bool,
+    dropout: float,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Gradients for x and weight."""
+    return native.lightconv_native_backward(
+        grad_y,
+        x,
+        weight,
+        padding_left=padding_left,
+        normalize=normalize,
+        dropout=dropout,
+        seed=seed,
+    )
+
+
+@torch.library.custom_op("lightconv_mt::dynamicconv", mutates_args=())
+def dynamicconv_kernel(
+    x: Tensor, weight: Tensor, padding_left: int, normalize: bool, dropout: float, seed: int
+) -> Tensor:
+    """See `ops.dynamicconv`."""
+    return native.dynamicconv_native(
+        x, weight, padding_left=padding_left, normalize=normalize, dropout=dropout, seed=seed
+    )
+
+
+@torch.library.custom_op("lightconv_mt::dynamicconv_backward", mutates_args=())
+def dynamicconv_backward_kernel(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    padding_left: int,
+    normalize: bool,
+    dropout: float,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Gradients for x and weight."""
+    return native.dynamicconv_native_backward(
+        grad_y,
+        x,
+        weight,
+        padding_left=padding_left,
+        normalize=normalize,
+        dropout=dropout,
+        seed=seed,
+    )
+
+
+def _shape(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _gradient_shapes(grad_y: Tensor, x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, *ctx.options = inputs
+    ctx.save_for_backward(x, weight)
+
+
+for _forward, _backward in (
+    (lightconv_kernel, lightconv_backward_kernel),
+    (dynamicconv_kernel, dynamicconv_backward_kernel),
+):
+
+    def _differentiate(
+        ctx: Any, grad_y: Tensor, backward: Any = _backward
+    ) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        return *backward(grad_y, x, weight, *ctx.options), *[None] * len(ctx.options)
+
+    _forward.register_fake(_shape)
+    _backward.register_fake(_gradient_shapes)
+    _forward.register_autograd(_differentiate, setup_context=_remember)

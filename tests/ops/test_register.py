@@ -1,0 +1,79 @@
+"""The registered ops: gradients, tracing, compiling, autocast."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from lightconv_mt.ops import Backend, dynamicconv, lightconv
+from lightconv_mt.ops.native import NativeUnavailableError, load_library
+from lightconv_mt.ops.register import dynamicconv_kernel, lightconv_kernel
+
+try:
+    load_library()
+except NativeUnavailableError as error:
+    pytest.skip(f"no native kernels: {error}", allow_module_level=True)
+
+KERNELS = {
+    "lightconv": (lightconv, lightconv_kernel),
+    "dynamicconv": (dynamicconv, dynamicconv_kernel),
+}
+
+
+def arguments(name: str) -> tuple[Any, ...]:
+    shape = (2, 9, 3, 4) if name == "dynamicconv" else (3, 4)
+    x = torch.randn(2, 9, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    return x, weight, 2, True, 0.3, 2**61 + 5
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_gradients_are_those_of_finite_differences(name: str) -> None:
+    x, weight, *options = arguments(name)
+    assert torch.autograd.gradcheck(
+        lambda x, weight: KERNELS[name][1](x, weight, *options), (x, weight)
+    )
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_torchs_own_checks_pass(name: str) -> None:
+    found = torch.library.opcheck(KERNELS[name][1], arguments(name))
+    assert set(found.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiling_and_exporting_see_one_op(name: str) -> None:
+    function = KERNELS[name][0]
+
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return function(x, weight, padding_left=2, backend=Backend.native) * 2
+
+    x, weight, *_ = arguments(name)
+    expected = Module()(x, weight)
+    compiled = torch.compile(Module(), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x, weight), expected)
+    exported = torch.export.export(Module(), (x, weight))
+    assert torch.equal(exported.module()(x, weight), expected)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    "types", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)]
+)
+def test_input_and_weight_may_differ_in_type(
+    name: str, types: tuple[torch.dtype, torch.dtype]
+) -> None:
+    x, weight, *_ = arguments(name)
+    x, weight = (
+        each.detach().to(kind).requires_grad_()
+        for each, kind in zip((x, weight), types, strict=True)
+    )
+    results = []
+    for backend in (Backend.native, Backend.reference):
+        y = KERNELS[name][0](x, weight, padding_left=2, backend=backend)
+        assert y.dtype is x.dtype
+        results.append((y, *torch.autograd.grad(y.float().square().sum(), (x, weight))))
+    for ours, expected in zip(*results, strict=True):
+        assert ours.dtype is expected.dtype
+        torch.testing.assert_close(ours, expected, rtol=0.03, atol=0.03)
