@@ -42,8 +42,11 @@ def compose(command: str, arguments: list[str], *, root: type, registers: Regist
     if options.help:
         sys.stdout.write(help_text(command, config_dir=options.config_dir))
         return []
+    overrides = options.overrides
     if not options.multirun:  # there, commas separate the values of a sweep
-        arguments = [quote_text(word, root, registers=registers) for word in arguments]
+        overrides = [quote_text(word, root, registers=registers) for word in overrides]
+    # Hydra reads no override that follows an option.
+    arguments = [*overrides, *_without(arguments, options.overrides)]
     register_schemas({command: root}, registers=registers)
     composed: list[tuple[DictConfig, str]] = []
 
@@ -99,7 +102,7 @@ def _parse_options(arguments: list[str]) -> Namespace:
     parser = get_args_parser()
     parser.exit_on_error = parser.allow_abbrev = False
     try:
-        options, unknown = parser.parse_known_args(arguments)
+        options, unknown = parser.parse_known_intermixed_args(arguments)
     except ArgumentError as error:
         raise ConfigError(str(error)) from error
     if options.experimental_rerun is not None:  # unpickles a file
@@ -111,13 +114,21 @@ def _parse_options(arguments: list[str]) -> Namespace:
     return options
 
 
+def _without(words: list[str], removed: list[str]) -> list[str]:
+    """The words that are left when each of `removed` is taken out once."""
+    rest = list(words)
+    for word in removed:
+        rest.remove(word)
+    return rest
+
+
 @contextmanager
 def _hydra_surroundings(arguments: list[str], *, multirun: bool) -> Iterator[None]:
     """Let Hydra read `arguments`, raise its errors as they are, and keep its records to itself."""
     argv, debug = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     with TemporaryDirectory() as scratch:
         records = [f"hydra.sweep.dir='{scratch}'"] if multirun else []
-        sys.argv, os.environ["HYDRA_FULL_ERROR"] = [argv[0], *arguments, *records], "1"
+        sys.argv, os.environ["HYDRA_FULL_ERROR"] = [argv[0], *records, *arguments], "1"
         try:
             yield
         finally:

@@ -284,7 +284,7 @@ def train_tokenizer(config: TokenizerConfig, sentences: Iterable[str]) -> Tokeni
         cause = " ".join(str(error).split()).rpartition("] ")[2].rstrip(".")
         raise DataError(
             f"cannot learn {config.vocab_size} pieces from {len(sample)} sentences ({cause}); "
-            f"lower tokenizer.vocab_size or give more text"
+            f"{'raise' if 'smaller' in cause else 'lower'} tokenizer.vocab_size or give other text"
         ) from error
     return Tokenizer(model.getvalue(), name="the new tokenizer")
 

@@ -1,0 +1,242 @@
+"""The commands as a user types them: exit codes, one line of error, clean output."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lightconv_mt import cli
+from lightconv_mt.scoring import score
+
+Run = subprocess.CompletedProcess[bytes]
+
+SHORT = ("decode=greedy", "decode.max_length=5")  # an untrained model does not stop by itself
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
+# As a console script does it.
+PROGRAM = "import sys; from lightconv_mt.cli import main; sys.exit(main(sys.argv[1], sys.argv[2:]))"
+# The same, and a word on what was imported.
+CONFESSING = PROGRAM.replace(
+    "sys.exit(main(sys.argv[1], sys.argv[2:]))",
+    "code = main(sys.argv[1], sys.argv[2:]); "
+    "sys.stderr.write('TORCH' if 'torch' in sys.modules else 'FREE'); sys.exit(code)",
+)
+
+
+def command(*words: str, stdin: bytes = b"", program: str = PROGRAM, **environment: str) -> Run:
+    return subprocess.run(
+        [sys.executable, "-c", program, *words],
+        input=stdin,
+        capture_output=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for name, count in (("train", 400), ("valid", 10)):
+        lines = [
+            f"{WORDS[i % 8]} {WORDS[i // 8 % 8]} {WORDS[i // 64 % 8]} {i}" for i in range(count)
+        ]
+        (folder / f"{name}.x").write_text("".join(f"{line}\n" for line in lines))
+        (folder / f"{name}.y").write_text("".join(f"{line.upper()}\n" for line in lines))
+    return folder
+
+
+def training(corpus: Path, run_dir: Path, *words: str) -> list[str]:
+    return [
+        "train",
+        f"run_dir={run_dir}",
+        "model=tiny",
+        "data=text",
+        *(f"data.{key}" for key in ("src_lang=x", "tgt_lang=y")),
+        *(
+            f"data.train.main.{side}={corpus / 'train'}.{end}"
+            for side, end in (("src", "x"), ("tgt", "y"))
+        ),
+        *(
+            f"data.valid.{side}={corpus / 'valid'}.{end}"
+            for side, end in (("src", "x"), ("tgt", "y"))
+        ),
+        f"data.cache_dir={corpus / 'cache'}",
+        "tokenizer.vocab_size=320",
+        "batch.max_tokens=512",
+        "batch.max_length=64",
+        "model.encoder_layers=1",
+        "model.decoder_layers=1",
+        "model.mixer.encoder_kernel_sizes=[3]",
+        "model.mixer.decoder_kernel_sizes=[3]",
+        "decode=greedy",
+        *words,
+    ]
+
+
+@pytest.fixture(scope="module")
+def run_dir(corpus: Path) -> Path:
+    folder = corpus / "run, with = signs"
+    done = command(*training(corpus, folder, "train.max_steps=2"))
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout == b""
+    return folder
+
+
+@pytest.mark.parametrize("name", cli.ROOTS)
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["--cfg", "job"], ["nonsense=1"]])
+def test_answers_about_configurations_come_without_torch(name: str, words: list[str]) -> None:
+    done = command(name, *words, program=CONFESSING)
+    if words == ["nonsense=1"]:
+        assert done.returncode == 2
+        assert done.stderr.decode().startswith("error: there is no key nonsense;")
+        assert done.stderr.count(b"\n") == 1
+    else:
+        assert done.returncode == 0
+        assert done.stdout
+    assert done.stderr.endswith(b"FREE")
+
+
+def test_a_whole_run_imports_torch() -> None:
+    """Or the test above could not fail."""
+    assert command("translate", "run_dir=/none", program=CONFESSING).stderr.endswith(b"TORCH")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["train"], 2, "no value for run_dir"),
+        (["translate", "run_dir=/none"], 4, "/none is no run folder"),
+        (["eval", "hyp=/none/h", "ref=/none/r"], 3, "cannot read /none/"),
+        (["train", "experiment=demo", "runtime.device=cuda", "run_dir=/none/x"], 2, "sees no GPU"),
+        (["train", "experiment=demo", "run_dir=/proc/x"], 2, "cannot write run_dir=/proc/x"),
+        (["train", "experiment=demo", "data.src_lang=xx", "run_dir={tmp}"], 3, "no locale 'xx'"),
+    ],
+)
+def test_each_kind_of_mistake_has_its_code_and_one_line(
+    words: list[str], code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = cli.main(words[0], [word.replace("{tmp}", str(tmp_path)) for word in words[1:]])
+    err = capsys.readouterr().err
+    assert (found, err.count("error: ")) == (code, 1), err
+    assert message in err.splitlines()[-1]
+
+
+def test_a_defect_shows_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(command: str, arguments: list[str]) -> int:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(cli, "_compose_and_run", fail)
+    assert cli.main("train", []) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_filter_prints_its_lines_and_nothing_else(run_dir: Path) -> None:
+    done = command("translate", f"run_dir={run_dir}", *SHORT, stdin=b"alpha\n\n\xff beta\r\ngamma")
+    assert done.returncode == 0
+    assert done.stdout.count(b"\n") == 4
+    assert done.stdout.split(b"\n")[1] == b""
+    assert command("translate", f"run_dir={run_dir}", *SHORT, stdin=b"").stdout == b""
+
+
+def test_files_are_written_whole_or_not_at_all(run_dir: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in, a=b", tmp_path / "out, a=b"
+    source.write_text("alpha\nbeta\n")
+    words = ["translate", f"run_dir={run_dir}", *SHORT, f"input={source}"]
+    assert command(*words, f"output={target}").returncode == 0
+    assert target.read_bytes() == command(*words).stdout
+    before = target.read_bytes()
+    failed = command(*words[:-1], f"input={tmp_path / 'none'}", f"output={target}")
+    assert failed.returncode == 3
+    assert target.read_bytes() == before
+    assert command(*words, f"output={tmp_path / 'no' / 'folder'}").returncode == 3
+    assert {path.name for path in tmp_path.iterdir()} == {source.name, target.name}
+
+
+def test_nobody_reading_is_no_error_to_shout_about(run_dir: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "translate", f"run_dir={run_dir}", *SHORT, "chunk_lines=1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdin and process.stdout and process.stderr
+    process.stdin.write(b"alpha\n" * 200)
+    process.stdin.flush()
+    process.stdout.readline()
+    process.stdout.close()
+    process.stdin.close()
+    assert process.wait(60) == 141
+    assert b"Traceback" not in process.stderr.read()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_training_says_so_and_goes_on(
+    corpus: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    folder = tmp_path / "run"
+    words = training(corpus, folder, "train.log_every_steps=1", "train.max_steps=100000")
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *words],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    metrics = folder / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == code
+    assert b"the same command goes on from there" in err
+    (last,) = sorted(path.name for path in (folder / "checkpoints").glob("step_*"))[-1:]
+    step = int(last.removeprefix("step_"))
+    done = command(
+        *training(corpus, folder, "train.log_every_steps=1", f"train.max_steps={step + 1}")
+    )
+    assert done.returncode == 0
+    assert f"resumed from {folder}/checkpoints/{last}".encode() in done.stderr
+
+
+def test_existing_translations_are_scored_as_by_sacrebleu(tmp_path: Path) -> None:
+    hyp, ref = tmp_path / "hyp", tmp_path / "ref"
+    hyp.write_text("ein Hund\nzwei rote Katzen laufen\n")
+    ref.write_text("ein Hund .\nzwei Katzen laufen\n")
+    done = command(
+        "eval", f"hyp={hyp}", f"ref={ref}", f"json={tmp_path / 'scores'}", program=CONFESSING
+    )
+    texts = [
+        each.text for each in score(hyp.read_text().splitlines(), [ref.read_text().splitlines()])
+    ]
+    assert done.stdout.decode().splitlines() == texts
+    ref.write_text("one\n")
+    done = command("eval", f"hyp={hyp}", f"ref={ref}")
+    assert done.returncode == 3
+    assert b"2 hypotheses do not fit the 1 lines of the reference" in done.stderr
+
+
+def test_a_test_set_that_is_not_there_takes_one_line(run_dir: Path, tmp_path: Path) -> None:
+    proxy = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    done = command(
+        "eval",
+        f"run_dir={run_dir}",
+        "test_set=wmt14/full",
+        "langpair=en-de",
+        SACREBLEU=str(tmp_path),
+        **proxy,
+    )
+    assert done.returncode == 3
+    assert b"wmt14/full en-de is not in sacrebleu's cache" in done.stderr.splitlines()[-1]
+    assert b"Traceback" not in done.stderr

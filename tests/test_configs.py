@@ -1,0 +1,226 @@
+"""Every config composes, builds and survives its YAML; every typo gives one line that helps."""
+
+import shlex
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import torch
+
+from lightconv_mt import config as real
+from lightconv_mt.cli import ROOTS
+from lightconv_mt.compose import compose
+from lightconv_mt.errors import ConfigError
+from lightconv_mt.mixers import MIXERS
+from lightconv_mt.model.transformer import Seq2SeqTransformer
+from lightconv_mt.schemas import read_root
+from lightconv_mt.typed import build_typed, read_yaml, to_plain, to_yaml
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+OPTIONS = [
+    f"{path.parent.relative_to(CONFIGS)}={path.stem}"
+    for path in sorted(CONFIGS.rglob("*/*.yaml"))
+    if path.parent.name != "experiment"
+]
+# What the options leave to the user.
+TEXT = (
+    "data.src_lang=en data.tgt_lang=de data.train.main.src=a data.train.main.tgt=b "
+    "data.valid.src=c data.valid.tgt=d"
+)
+PATHS = "data.src_lang=en data.tgt_lang=de data.train.main.path=a data.valid.path=b"
+NEEDED = {
+    "data=text": TEXT,
+    "data=tsv": PATHS,
+    "data=json": PATHS,
+    "data=parquet": PATHS,
+    "data=hub": TEXT + " data.train.main.path=a data.valid.path=b",
+}
+
+
+def composed(command: str, line: str) -> Any:
+    """The typed configuration of a command line."""
+    root, registers = read_root(ROOTS[command])
+    (plain,) = compose(command, shlex.split(line), root=root, registers=registers)
+    build_typed(root, plain, registers=registers)
+    return real.to_typed(getattr(real, ROOTS[command]), plain)
+
+
+def complaint(command: str, line: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        composed(command, line)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def build(config: real.TrainRunConfig) -> Seq2SeqTransformer:
+    size = config.tokenizer.vocab_size
+    with torch.device("meta"):
+        return Seq2SeqTransformer(
+            config.model, src_vocab_size=size, tgt_vocab_size=size, src_pad_id=0, tgt_pad_id=0
+        )
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_builds_and_survives_its_yaml(experiment: str, tmp_path: Path) -> None:
+    config = composed("train", f"experiment={experiment}")
+    model = build(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) > 1_000_000
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert real.load_run_config(tmp_path) == config
+    assert real.to_typed(real.TrainRunConfig, to_plain(config)) == config
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes(option: str) -> None:
+    group = option.partition("=")[0]
+    command = "translate" if group in ("decode", "runtime") else "train"
+    config = composed(command, f"run_dir=x {option} {NEEDED.get(option, '')}")
+    if group == "model/mixer":
+        assert type(config.model.mixer) is MIXERS[option.partition("=")[2]]
+
+
+@pytest.mark.parametrize("mixer", sorted(MIXERS))
+def test_every_mixer_trains_the_demo_and_each_side_may_have_its_own(mixer: str) -> None:
+    config = composed("train", f"experiment=demo model/mixer={mixer}")
+    assert config.model.mixer.name == mixer
+    build(config)
+    config = composed("train", f"experiment=demo model/mixer@model.decoder_mixer={mixer}")
+    assert (config.model.mixer.name, config.model.decoder_mixer.name) == ("dynamicconv", mixer)
+    build(config)
+
+
+@pytest.mark.parametrize("command", ROOTS)
+def test_the_torch_free_twins_are_the_real_classes(command: str) -> None:
+    root, registers = read_root(ROOTS[command])
+    pairs = [(root, getattr(real, ROOTS[command]))]
+    for group, (_, register) in registers.items():
+        theirs = real.REGISTERS[group][1]
+        assert register.keys() == theirs.keys()
+        pairs += [(register[name], theirs[name]) for name in register]
+    seen = 0
+    while pairs:
+        ours, theirs = pairs.pop()
+        assert ours.__name__ == theirs.__name__
+        if not is_dataclass(ours):
+            continue
+        seen += 1
+        for mine, yours in zip(fields(ours), fields(theirs), strict=True):
+            assert mine.name == yours.name
+            if mine.default is not MISSING:
+                assert str(mine.default) == str(yours.default)
+            hints = get_type_hints(ours)[mine.name], get_type_hints(theirs)[yours.name]
+            assert str(hints[0]).split(".")[-1] == str(hints[1]).split(".")[-1]
+            if isinstance(hints[0], type):
+                pairs.append(hints)
+    assert seen >= 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("optim.lrr=1", "there is no key optim.lrr; did you mean optim.lr?"),
+        ("lr=1", "there is no key lr; did you mean optim.lr?"),
+        ("modle.dim=8", "there is no key modle.dim; did you mean model.dim?"),
+        ("+optim.foo=1", "there is no key optim.foo; optim has beta1, beta2,"),
+        ("optim.lr=abc", "optim.lr is 'abc'; give a number"),
+        ("train.max_steps=1.5", "train.max_steps is '1.5'; give a whole number"),
+        ("model.pre_norm=7up", "model.pre_norm is '7up'; give true or false"),
+        ("model.tying=some", "model.tying is 'some'; give one of"),
+        ("runtime.kernels=cuda", "runtime.kernels is 'cuda'; give one of auto, reference"),
+        ("model=tinny", "there is no model=tinny; did you mean tiny?"),
+        ("model/mixer=lightcnov", "there is no model/mixer=lightcnov; did you mean lightconv?"),
+        ("modell=tiny", "there is no key modell; did you mean model?"),
+        ("experiment=nope", "there is no experiment=nope; choose one of demo"),
+        ("~optim.lr", "optim.lr cannot be removed"),
+        ("optim.lr", "'optim.lr' is not key=value"),
+        ("--unknown", "there is no option --unknown"),
+        ("seed=-1", "seed is -1; give 0 or more"),
+        ("optim.lr=nan", "optim.lr is nan; give a finite number"),
+        ("optim.lr=0.1,0.2", "optim.lr has several values; give one, or add --multirun"),
+        ("model.mixer.encoder_kernel_sizes=[3,7]", "has 2 widths but model.encoder_layers is 3"),
+        ("model.mixer.encoder_kernel_sizes=[3,a,7]", "encoder_kernel_sizes"),
+        ("model.num_heads=5", "5 heads"),
+        ("model/mixer=attention model.mixer.weight_dropout=0.1", "model.mixer has no key weight"),
+        ("tokenizer.vocabulary=separate", "model.tying=all needs one vocabulary"),
+        ("runtime.device=cpu runtime.precision=fp16", "fp16 needs a GPU"),
+        ("batch.max_length=9999", "batch.max_length is 9999, more than batch.max_tokens"),
+        ("schedule.period_mult=2 schedule=inverse_sqrt", "schedule"),
+        ("train.max_steps=[1,2", "cannot be read; quote twice"),
+    ],
+)
+def test_every_mistake_gives_one_line_that_helps(line: str, message: str) -> None:
+    found = complaint("train", f"experiment=demo {line}")
+    assert message in found
+    assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "message"),
+    [
+        ("train", "", "no value for run_dir; add run_dir=..."),
+        ("train", "run_dir=x data=text", "no value for data.src_lang"),
+        ("train", "run_dir=", "run_dir"),
+        ("translate", "", "no value for run_dir"),
+        ("translate", "run_dir=x optim.lr=1", "there is no key optim.lr"),
+        ("translate", "run_dir=x checkpoint=newest", "checkpoint is 'newest'; give auto, average"),
+        ("translate", "run_dir=x decode.nbest=3", "set nbest_format=tsv"),
+        ("translate", "run_dir=x decode.nbest=9 nbest_format=tsv", "give 1 to decode.beam_size"),
+        ("translate", "run_dir=x decode.beam_size=0", "decode.beam_size is 0"),
+        ("eval", "", "nothing to score"),
+        ("eval", "run_dir=x hyp=y", "both run_dir and hyp are given"),
+        ("eval", "hyp=y", "hyp needs references"),
+        ("eval", "run_dir=x src=a", "src needs references"),
+        ("eval", "run_dir=x ref=a", "ref needs the source"),
+        ("eval", "run_dir=x test_set=wmt14/full", "test_set and langpair go together"),
+        ("eval", "hyp=y ref=r metrics=bleurt", "metrics"),
+    ],
+)
+def test_so_does_every_command(command: str, line: str, message: str) -> None:
+    assert message in complaint(command, line)
+
+
+@pytest.mark.parametrize("path", ["a=b", "a,b", "a b", "[a]", "{a}", "ä", "a'b", "${a", "a\\b"])
+def test_paths_are_taken_as_they_stand(path: str) -> None:
+    if "${" in path:
+        assert "close every ${...}" in complaint("translate", f"run_dir='{path}'")
+        return
+    assert composed("translate", shlex.join([f"run_dir=runs/{path}"])).run_dir == f"runs/{path}"
+    if path[0] not in "[{":  # brackets are for several references
+        assert composed("eval", shlex.join([f"hyp={path}", f"ref={path}"])).ref == [path]
+
+
+def test_the_command_line_wins_over_the_experiment_and_it_over_groups() -> None:
+    plain = composed("train", "run_dir=x model=tiny")
+    demo = composed("train", "experiment=demo")
+    mine = composed("train", "experiment=demo model.dropout=0.25")
+    assert (plain.model.dropout, demo.model.dropout, mine.model.dropout) == (0.3, 0.1, 0.25)
+
+
+def test_a_sweep_gives_each_run_a_folder_of_its_own() -> None:
+    root, registers = read_root("TrainRunConfig")
+    words = ["experiment=demo", "run_dir=runs/s", "--multirun", "seed=1,2"]
+    configs = compose("train", words, root=root, registers=registers)
+    assert [(each["run_dir"], each["seed"]) for each in configs] == [
+        ("runs/s/experiment=demo,seed=1", 1),
+        ("runs/s/experiment=demo,seed=2", 2),
+    ]
+
+
+def test_yaml_runs_no_code_and_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    config = composed("train", "experiment=demo")
+    text = to_yaml(config)
+    for change, message in [
+        (("seed: 1", "seed: !!python/object/apply:os.getpid []"), "cannot be read as YAML"),
+        (("seed: 1", "seed: 1\n_target_: os.getpid"), "there is no key _target_"),
+        (("seed: 1", "seed: 1\nseed: 2"), "cannot be read as YAML"),
+        (("name: dynamicconv", "name: dynamiccomb"), "did you mean dynamicconv?"),
+    ]:
+        (tmp_path / "config.yaml").write_text(text.replace(*change, 1))
+        with pytest.raises(Exception, match="config.yaml") as caught:
+            real.load_run_config(tmp_path)
+        assert message in str(caught.value)
+    (tmp_path / "config.yaml").write_text("- a\n")
+    with pytest.raises(ConfigError, match="holds no keys"):
+        read_yaml(tmp_path / "config.yaml")
