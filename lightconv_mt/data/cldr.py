@@ -42,14 +42,28 @@ def cached_pairs(
     folder = cache_dir / "cldr"
     stem = f"{_locale(src_lang)}-{_locale(tgt_lang)}-{babel.__version__}-{_FORMAT}"
     path = folder / f"{stem}.{split}.tsv"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, pairs in _generate_splits(src_lang, tgt_lang, seed=1).items():
-            temporary = folder / f".{stem}.{name}.{os.getpid()}"
-            temporary.write_text("".join(f"{src}\t{tgt}\n" for src, tgt in pairs), encoding="utf-8")
-            temporary.replace(folder / f"{stem}.{name}.tsv")
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-        yield SentencePair(*line.split("\t"))
+    try:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, pairs in _generate_splits(src_lang, tgt_lang, seed=1).items():
+                temporary = folder / f".{stem}.{name}.{os.getpid()}"
+                lines = "".join(f"{src}\t{tgt}\n" for src, tgt in pairs)
+                temporary.write_text(lines, encoding="utf-8")
+                temporary.replace(folder / f"{stem}.{name}.tsv")
+        cached = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except OSError as error:
+        raise DataError(
+            f"cannot keep the cldr corpus in {folder}: {error.strerror}; set data.cache_dir"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is damaged; delete it, it is generated again") from error
+    for number, line in enumerate(cached, start=1):
+        src, tab, tgt = line.partition("\t")
+        if not tab:
+            raise DataError(
+                f"{path}, line {number}, is no pair; delete the file, it is generated again"
+            )
+        yield SentencePair(src, tgt)
 
 
 def generate_pairs(

@@ -97,12 +97,19 @@ def _display_names(locales: tuple["Locale", "Locale"]) -> Maker:
 
 
 def _units(locales: tuple["Locale", "Locale"]) -> list[str]:
-    """Units that both locales can write out."""
+    """Units that both locales can write, in full and abbreviated."""
     from babel.units import format_unit
+
+    lengths: list[Literal["long", "short"]] = ["long", "short"]
 
     def works(unit: str) -> bool:
         try:
-            return all(unit not in format_unit(2, unit, "long", locale=own) for own in locales)
+            # Babel writes the code of a unit where a locale has no pattern of that length.
+            return all(
+                unit not in format_unit(2, unit, length, locale=own)
+                for own in locales
+                for length in lengths
+            )
         except ValueError:
             return False
 
@@ -136,9 +143,16 @@ def _speed(locales: tuple["Locale", "Locale"], units: list[str]) -> Maker:
         unit
         for unit in ("duration-hour", "duration-second", "duration-minute", "duration-day")
         # Where a language has no name for a denominator, Babel writes the code.
-        if unit in units and all(unit not in writes(2, above[0], unit)(own) for own in locales)
+        if unit in units
+        and all(unit not in writes(2, each, unit)(own) for each in above[:1] for own in locales)
     ]
-    if not below:
+    above = [
+        unit
+        for unit in above
+        # The code again where only the name of the whole is missing: speed-kilometer-per-hour.
+        if all("-per-" not in writes(2, unit, each)(own) for each in below for own in locales)
+    ]
+    if not above or not below:
         return _amount_of(units, "long")
     return lambda rng: writes(_number(rng), rng.choice(above), rng.choice(below))
 

@@ -95,6 +95,31 @@ def test_the_cache_holds_what_is_generated_and_is_read_again(tmp_path: Path) -> 
     assert again == [SentencePair("read from", "the cache")]
 
 
+def test_the_sentences_that_the_demo_shows_are_not_training_data() -> None:
+    recipe = (Path(__file__).parents[2] / "Makefile").read_text().split("printf", 1)[1]
+    shown = re.findall("'([^']*)'", recipe.split("|")[0])[1:]
+    assert len(shown) == 5
+    assert not set(shown) & {pair.src for pair in generate_pairs("en", "de", split="train")}
+
+
+def test_a_cache_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot keep the cldr corpus in .*; set data.cache_dir"):
+        list(cached_pairs("en", "de", split="test", cache_dir=tmp_path / "file"))
+    list(cached_pairs("en", "de", split="test", cache_dir=tmp_path))
+    (path,) = (tmp_path / "cldr").glob("*.test.tsv")
+    for damage, message in ((b"a\tb\nno pair\n", "line 2, is no pair"), (b"\xff\n", "is damaged")):
+        path.write_bytes(damage)
+        with pytest.raises(DataError, match=message):
+            list(cached_pairs("en", "de", split="test", cache_dir=tmp_path))
+
+
+@pytest.mark.parametrize(("src", "tgt"), [("en", "ru"), ("en", "ln")])
+def test_no_code_of_a_unit_stands_for_its_name(src: str, tgt: str) -> None:
+    for pair in generate_pairs(src, tgt, split="train"):
+        assert not re.search(r"\b(energy|speed|length|mass|duration|volume)-[a-z]", pair.tgt), pair
+
+
 @pytest.mark.parametrize(
     ("src", "tgt", "split", "message"),
     [
