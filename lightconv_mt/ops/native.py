@@ -17,7 +17,6 @@ logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
 BUILD_TIMEOUT_SECONDS = 300
-_ABI = 1
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
 
@@ -120,26 +119,25 @@ def dynamicconv_native_backward(
 
 
 @cache
-def load_library(march: str = "native") -> ctypes.CDLL:
+def load_library(march: str = "native", *, source: str = "kernels.cpp") -> ctypes.CDLL:
     """Build the kernels if they are not built yet, and load them.
 
     Args:
         march: the compiler's name for the machine to build for.
+        source: file in csrc/.
 
     Raises:
         NativeUnavailableError: when there is no compiler, or it fails.
     """
-    path = _build(march)
+    path = _build(march, source)
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise NativeUnavailableError(f"{path} cannot be loaded: {error}") from error
-    if library.lcmt_abi() != _ABI:
-        raise NativeUnavailableError(f"{path} is of another version; remove it")
     return library
 
 
-def _build(march: str) -> Path:
+def _build(march: str, source: str) -> Path:
     compiler = next(
         (
             found
@@ -154,8 +152,8 @@ def _build(march: str) -> Path:
     if platform.machine() in ("arm64", "aarch64"):
         flags[0] = f"-mcpu={march}"
     digest = hashlib.sha256(repr((flags, compiler, _compiler_version(compiler), _cpu())).encode())
-    for source in sorted(SOURCES.iterdir()):
-        digest.update(source.read_bytes())
+    for name in (source, "vector.h"):
+        digest.update((SOURCES / name).read_bytes())
     cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     path = Path(cache_home) / "lightconv_mt" / "kernels" / f"{digest.hexdigest()[:24]}.so"
     if path.exists():
@@ -166,7 +164,7 @@ def _build(march: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Without OpenMP the kernels run on one thread.
         for parallel in (["-fopenmp"], []):
-            command = [compiler, *flags, *parallel, "-o", str(fresh), str(SOURCES / "kernels.cpp")]
+            command = [compiler, *flags, *parallel, "-o", str(fresh), str(SOURCES / source)]
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_SECONDS, check=False
             )

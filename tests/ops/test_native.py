@@ -163,10 +163,10 @@ def test_no_compiler_and_a_broken_one_are_named(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(native.shutil, "which", lambda _: None)
     with pytest.raises(native.NativeUnavailableError, match="there is no C.. compiler"):
-        native._build("native")
+        native._build("native", "kernels.cpp")
     monkeypatch.setattr(native.shutil, "which", lambda _: "/bin/false")
     with pytest.raises(native.NativeUnavailableError, match="/bin/false failed"):
-        native._build("native")
+        native._build("native", "kernels.cpp")
     monkeypatch.setattr(native.shutil, "which", lambda _: "/bin/true")
     with pytest.raises(native.NativeUnavailableError, match="cannot be built"):
-        native._build("native")
+        native._build("native", "kernels.cpp")

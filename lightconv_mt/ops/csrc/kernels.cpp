@@ -556,7 +556,6 @@ int dispatch(const Call* call, bool dynamic, bool backward) {
 }  // namespace
 
 extern "C" {
-int lcmt_abi() { return 1; }
 int lcmt_lanes() { return Lanes<float>::count; }
 int lcmt_lightconv(const Call* call) { return dispatch(call, false, false); }
 int lcmt_lightconv_backward(const Call* call) { return dispatch(call, false, true); }

@@ -1,0 +1,26 @@
+// What this machine can do at best, for benchmarks: multiply-adds from registers, copies in cache.
+#include "vector.h"
+
+// A value the compiler may not reason about, in a vector register.
+#ifdef __aarch64__
+#define LCMT_OPAQUE(value) asm volatile("" : "+w"(value))
+#else
+#define LCMT_OPAQUE(value) asm volatile("" : "+v"(value))
+#endif
+
+extern "C" {
+// Multiply-adds of `rounds` rounds over 12 vectors; returns how many floating-point operations.
+double lcmt_peak(i64 rounds, float* out) {
+  Vec<float> sums[12] = {};
+  Vec<float> a = Vec<float>{} + out[0], b = Vec<float>{} + out[1];
+  for (i64 round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+    for (int v = 0; v < 12; ++v) sums[v] += a * b;
+    LCMT_OPAQUE(a);
+  }
+  Vec<float> total = {};
+  for (int v = 0; v < 12; ++v) total += sums[v];
+  store(out + 2, total);
+  return 2.0 * 12 * Lanes<float>::count * double(rounds);
+}
+}

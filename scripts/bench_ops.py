@@ -1,0 +1,152 @@
+"""Time the convolutions against plain torch, unfold and self-attention, and the machine's limit.
+
+All candidates are checked against the reference first, then timed in turn within one loop. The
+limit of a case is the larger of its multiply-adds at the speed measured from registers and its
+bytes at the speed of a copy, both measured in the same run.
+"""
+
+import argparse
+import ctypes
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightconv_mt.ops import Backend, dynamicconv, lightconv
+from lightconv_mt.ops.native import load_library
+
+CASES = [
+    (32, 32, 512, 8, 3),
+    (32, 32, 512, 8, 7),
+    (32, 32, 512, 8, 31),
+    (8, 512, 512, 8, 7),
+    (8, 512, 512, 8, 31),
+    (1, 2048, 512, 8, 31),
+]
+Times = dict[str, list[float]]
+
+
+def main() -> None:
+    """Print one line a case, kind, direction and type."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    arguments = parser.parse_args()
+    print(
+        f"{date.today()}  {platform.processor() or platform.machine()}  torch {torch.__version__}"
+    )
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        flops, copied = peak_flops() * threads, copy_speed()
+        print(f"{threads} threads: {flops / 1e9:.0f} GFLOP/s, copies {copied / 1e9:.0f} GB/s")
+        print(f"{'case':<34}{'native ms':>18}{'limit':>7}   times slower than native")
+        for case in CASES:
+            for name in ("lightconv", "dynamicconv"):
+                for dtype in (torch.float32, torch.bfloat16):
+                    bench(case, name, dtype, arguments.rounds, flops, copied)
+
+
+def bench(
+    case: tuple[int, ...], name: str, dtype: torch.dtype, rounds: int, flops: float, copied: float
+) -> None:
+    """Check and time every candidate on one case, forward and backward."""
+    batch, length, channels, heads, width = case
+    x = torch.randn(batch, length, channels).to(dtype).requires_grad_()
+    shape = (batch, length, heads, width) if name == "dynamicconv" else (heads, width)
+    weight = torch.randn(shape).to(dtype if name == "dynamicconv" else torch.float32)
+    weight.requires_grad_()
+    upstream = torch.randn_like(x)
+    candidates = candidate_functions(name, heads)
+    expected = candidates["reference"](x, weight)
+    times: dict[str, Times] = {"forward": {}, "backward": {}}
+    for label, function in candidates.items():
+        if label != "attention":
+            torch.testing.assert_close(function(x, weight), expected, rtol=0.05, atol=0.05)
+    del candidates["reference"]
+    for _ in range(rounds):
+        for label, function in candidates.items():
+            start = time.perf_counter()
+            y = function(x, weight)
+            middle = time.perf_counter()
+            y.backward(upstream)
+            end = time.perf_counter()
+            times["forward"].setdefault(label, []).append(middle - start)
+            times["backward"].setdefault(label, []).append(end - middle)
+            x.grad = weight.grad = None
+    # Taps inside the sequence alone count; x and y move once, in backward x, dy and dx.
+    position = torch.arange(length)[:, None] + torch.arange(width) - width // 2
+    inside = int(((position >= 0) & (position < length)).sum())
+    moved = x.numel() * x.element_size()
+    read = weight.numel() * weight.element_size()
+    for direction, factor in (("forward", 1), ("backward", 2)):
+        work = 2.0 * inside * batch * channels * factor
+        limit = max(work / flops, ((1 + factor) * moved + factor * read) / copied)
+        found = times[direction]
+        best, median = min(found["native"]), statistics.median(found["native"])
+        others = "  ".join(
+            f"{label} {statistics.median(values) / median:.1f}"
+            for label, values in found.items()
+            if label != "native"
+        )
+        title = f"{name} {direction} {str(dtype)[6:]} {case}"
+        print(f"{title:<62}{1e3 * best:8.3f} /{1e3 * median:7.3f}{limit / best:7.0%}   {others}")
+
+
+def candidate_functions(name: str, heads: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """What is timed, by label; every one takes x and raw weights."""
+    function = lightconv if name == "lightconv" else dynamicconv
+
+    def backend(which: Backend) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda x, weight: function(
+            x, weight, padding_left=weight.shape[-1] // 2, backend=which
+        )
+
+    def unfold(x: Tensor, weight: Tensor) -> Tensor:
+        width = weight.shape[-1]
+        padded = F.pad(x, (0, 0, width // 2, width - 1 - width // 2))
+        windows = padded.unfold(1, width, 1).unflatten(2, (heads, -1))  # (B, T, H, C / H, K)
+        taps = weight.softmax(-1).to(x.dtype)[..., None]
+        return (windows @ taps).squeeze(-1).flatten(2)
+
+    def attention(x: Tensor, weight: Tensor) -> Tensor:
+        by_head = x.unflatten(-1, (heads, -1)).transpose(1, 2)
+        y = F.scaled_dot_product_attention(by_head, by_head, by_head)
+        return y.transpose(1, 2).flatten(2)
+
+    names = {
+        each.value: backend(each) for each in (Backend.reference, Backend.native, Backend.torch)
+    }
+    return {**names, "unfold": unfold, "attention": attention}
+
+
+def peak_flops() -> float:
+    """Operations a second of one thread from registers, the best of ten runs."""
+    library = load_library(source="peak.cpp")
+    library.lcmt_peak.restype = ctypes.c_double
+    buffer = (ctypes.c_float * 64)(1e-9, 1e-9)
+    best = 0.0
+    for _ in range(10):
+        start = time.perf_counter()
+        operations = library.lcmt_peak(ctypes.c_int64(2_000_000), buffer)
+        best = max(best, operations / (time.perf_counter() - start))
+    return best
+
+
+def copy_speed() -> float:
+    """Bytes a second, read and written, of a copy of 2 MB that stays in cache."""
+    source, target = torch.randn(2, 2**19)
+    best = 0.0
+    for _ in range(200):
+        start = time.perf_counter()
+        target.copy_(source)
+        best = max(best, 2 * 2**21 / (time.perf_counter() - start))
+    return best
+
+
+if __name__ == "__main__":
+    main()
