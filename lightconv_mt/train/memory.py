@@ -9,7 +9,7 @@ _NEVER, _AHEAD = 2**31 - 1, 2**28
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to serve large tensors from memory it keeps; costs up to 0.5 GB of memory.
+    """Tell glibc to serve large tensors from memory it keeps; the process stays near its peak.
 
     Returns:
         Whether the C library is one that can be told.
