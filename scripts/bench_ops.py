@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lightconv_mt.ops import Backend, dynamicconv, lightconv
 from lightconv_mt.ops.native import load_library
+from lightconv_mt.train.memory import keep_freed_memory
 
 CASES = [
     (32, 32, 512, 8, 3),
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
+    keep_freed_memory()  # as in training; else every candidate measures page faults
     print(
         f"{date.today()}  {platform.processor() or platform.machine()}  torch {torch.__version__}"
     )

@@ -11,11 +11,12 @@
 extern "C" {
 // Multiply-adds of `rounds` rounds over 12 vectors; returns how many floating-point operations.
 double lcmt_peak(i64 rounds, float* out) {
-  Vec<float> sums[12] = {};
+  Vec<float> sums[12];  // all different, or the compiler would do one for all
+  for (int v = 0; v < 12; ++v) sums[v] = Vec<float>{} + float(v);
   Vec<float> a = Vec<float>{} + out[0], b = Vec<float>{} + out[1];
   for (i64 round = 0; round < rounds; ++round) {
 #pragma GCC unroll 12
-    for (int v = 0; v < 12; ++v) sums[v] += a * b;
+    for (int v = 0; v < 12; ++v) sums[v] = sums[v] * a + b;
     LCMT_OPAQUE(a);
   }
   Vec<float> total = {};
