@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format lint type clean
+.PHONY: help install demo test check format lint type bench-ops clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -39,6 +39,9 @@ lint: $(STAMP) ## find mistakes and departures from the house style
 
 type: $(STAMP) ## check the types of the library
 	$(BIN)/mypy
+
+bench-ops: $(STAMP) ## time the convolutions on one and two threads
+	$(BIN)/python scripts/bench_ops.py
 
 clean: ## remove .venv, caches and build output; runs/ stays
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
