@@ -44,7 +44,7 @@ class Validator:
         """
         self.translator, self.pairs = translator, pairs
         self.decode, self.tgt_lang = decode, tgt_lang
-        self.loss = LabelSmoothedLoss(label_smoothing)
+        self.loss = LabelSmoothedLoss(label_smoothing, backend=translator.model.backend)
         self.batches = _batches(pairs, translator.tokenizers, batch)
         self.max_tokens = batch.max_tokens
         # Spread over the set, the same every time.

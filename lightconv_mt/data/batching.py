@@ -64,6 +64,16 @@ class Batch:
     num_tokens: int
     indices: list[int]
 
+    def twice(self) -> "Batch":
+        """Every sentence two times, the second half repeating the first; tokens count once."""
+        src, src_mask, tgt_in, tgt_out, tgt_mask = (
+            side.repeat(2, 1)
+            for side in (self.src, self.src_mask, self.tgt_in, self.tgt_out, self.tgt_mask)
+        )
+        return replace(
+            self, src=src, src_mask=src_mask, tgt_in=tgt_in, tgt_out=tgt_out, tgt_mask=tgt_mask
+        )
+
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
         return replace(

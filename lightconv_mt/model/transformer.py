@@ -100,7 +100,7 @@ class Seq2SeqTransformer(nn.Module):
             tgt_vocab_size: V of the target side.
             src_pad_id: padding on the source side.
             tgt_pad_id: padding on the target side.
-            backend: implementation of the convolutions.
+            backend: implementation of the kernels, resolved.
 
         Raises:
             ConfigError: when tying=all meets two vocabularies, or heads do not divide channels.
@@ -115,7 +115,7 @@ class Seq2SeqTransformer(nn.Module):
                 f"but the source has {src_vocab_size} pieces and the target "
                 f"{tgt_vocab_size}; set tokenizer.vocabulary=joint or model.tying=decoder"
             )
-        self.config = config
+        self.config, self.backend = config, backend
         dim, decoder_dim = config.dim, config.decoder_dim or config.dim
         self.src_embedding = TokenEmbedding(
             src_vocab_size, dim, pad_id=src_pad_id, dropout=config.dropout

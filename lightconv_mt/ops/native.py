@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
 BUILD_TIMEOUT_SECONDS = 300
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+KERNEL_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
 
 class NativeUnavailableError(RuntimeError):
@@ -241,7 +241,7 @@ def _run(
         dropout=dropout,
         normalize=normalize,
         threads=torch.get_num_threads(),
-        type=_TYPES[x.dtype],
+        type=KERNEL_TYPES[x.dtype],
     )
     if getattr(load_library(), name)(ctypes.byref(call)):
         raise MemoryError(f"{name}: not enough memory for {tuple(x.shape)}")

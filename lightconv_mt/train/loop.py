@@ -44,6 +44,7 @@ class LoopConfig:
     max_epochs: int | None = None
     accumulate: int = 1  # micro-batches a step
     label_smoothing: float = 0.1
+    rdrop: float = 0.0  # alpha of R-Drop: two dropout passes are drawn together; doubles a step
     log_every_steps: int = 100
     validate_every_steps: int = 1000
     patience: int | None = None  # validations without a better BLEU before stopping
@@ -61,6 +62,8 @@ class LoopConfig:
             raise ConfigError(
                 f"train.label_smoothing is {self.label_smoothing}; give a value in [0, 1)"
             )
+        if not self.rdrop >= 0.0:
+            raise ConfigError(f"train.rdrop is {self.rdrop}; give 0 or more")
         if self.num_samples < 0:
             raise ConfigError(f"train.num_samples is {self.num_samples}; give 0 or more")
 
@@ -136,7 +139,9 @@ class Trainer:
         self.model, self.batcher, self.store, self.validate = model, batcher, store, validate
         self.loop, self.optim, self.schedule = loop, optim, schedule
         self.device, self.precision, self.seed = device, precision, seed
-        self.loss = LabelSmoothedLoss(loop.label_smoothing)
+        self.loss = LabelSmoothedLoss(
+            loop.label_smoothing, agreement=loop.rdrop, backend=model.backend
+        )
         self.optimizer = build_optimizer(optim, model.parameters())
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
         self.state = TrainState()
@@ -209,6 +214,8 @@ class Trainer:
         num_tokens = sum(batch.num_tokens for batch, _, _ in micro_batches)
         loss_sum, nll_sum = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for batch, _, _ in micro_batches:
+            if self.loss.smoothing.paired:
+                batch = batch.twice()
             batch = batch.to(self.device)
             with torch.autocast(
                 self.device.type, self.precision, enabled=self.precision is not torch.float32

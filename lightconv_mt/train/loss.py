@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightconv_mt.ops.cross_entropy import Smoothing, cross_entropy_
+from lightconv_mt.ops.dispatch import Backend
+
 # Rows of logits alive at once: (512, V) stays in cache on CPUs, where (tokens, V) would go to
 # memory and back.
 CHUNK_ROWS = 512
@@ -28,10 +31,20 @@ class LabelSmoothedLoss(nn.Module):
     As in published fairseq models: reference values are compared in tests.
     """
 
-    def __init__(self, label_smoothing: float) -> None:
-        """Keep eps = label_smoothing, in [0, 1)."""
+    def __init__(
+        self, label_smoothing: float, *, agreement: float = 0.0, backend: Backend = Backend.torch
+    ) -> None:
+        """Keep the settings.
+
+        Args:
+            label_smoothing: eps in [0, 1).
+            agreement: alpha of R-Drop; above 0 a batch holds every sentence twice, the second
+                half repeating the first, and a token counts once. See `Smoothing`.
+            backend: implementation of the cross-entropy, resolved.
+        """
         super().__init__()
-        self.label_smoothing = label_smoothing
+        self.smoothing = Smoothing(label_smoothing=label_smoothing, agreement=agreement)
+        self.backend = backend
 
     def forward(self, hidden: Tensor, weight: Tensor, target: Tensor, mask: Tensor) -> LossValue:
         """Project to the vocabulary and sum the loss of real tokens; logits are never stored whole.
@@ -46,7 +59,7 @@ class LabelSmoothedLoss(nn.Module):
             Both sums.
         """
         loss, nll = _ProjectedLoss.apply(  # type: ignore[no-untyped-call]
-            hidden[mask], weight, target[mask], self.label_smoothing
+            hidden[mask], weight, target[mask], self.smoothing, self.backend
         )
         return LossValue(loss, nll)
 
@@ -56,41 +69,49 @@ class _ProjectedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, smoothing: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        target: Tensor,
+        smoothing: Smoothing,
+        backend: Backend,
     ) -> tuple[Tensor, Tensor]:
-        vocab_size = weight.shape[0]
-        spread = smoothing / (vocab_size - 1)
-        peak = 1.0 - smoothing - spread
         wide = torch.promote_types(hidden.dtype, torch.float32)
         loss, nll = hidden.new_zeros((), dtype=wide), hidden.new_zeros((), dtype=wide)
         with_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.zeros_like(weight)
         narrow_weight = weight.to(hidden.dtype)
-        for start in range(0, hidden.shape[0], CHUNK_ROWS):
-            rows = hidden[start : start + CHUNK_ROWS]
-            picked = target[start : start + CHUNK_ROWS, None]
-            logits = (rows @ narrow_weight.T).to(wide)
-            logits -= logits.amax(dim=-1, keepdim=True)
-            picked_sum, logit_sum = logits.gather(1, picked).sum(), logits.sum()
-            exponents = logits.exp_()
-            partition = exponents.sum(dim=-1, keepdim=True)
-            log_partition = partition.log().sum()
-            nll += log_partition - picked_sum
-            loss += peak * (log_partition - picked_sum) + spread * (
-                vocab_size * log_partition - logit_sum
+        # The two predictions of a token stay together: chunks cut both halves alike.
+        copies = 2 if smoothing.paired else 1
+        halves, targets = hidden.unflatten(0, (copies, -1)), target.unflatten(0, (copies, -1))
+        gradients = hidden_gradient.unflatten(0, (copies, -1))
+        for start in range(0, halves.shape[1], CHUNK_ROWS // copies):
+            chunk = slice(start, start + CHUNK_ROWS // copies)
+            rows = halves[:, chunk].flatten(0, 1)
+            logits = rows @ narrow_weight.T
+            losses = cross_entropy_(
+                logits,
+                targets[:, chunk].flatten(),
+                smoothing,
+                gradient=with_gradient,
+                backend=backend,
             )
+            loss += losses[0]
+            nll += losses[1]
             if with_gradient:
-                # d loss / d logits = softmax - spread - peak * onehot
-                gradient = exponents.div_(partition).sub_(spread)
-                gradient.scatter_add_(1, picked, gradient.new_full((1, 1), -peak).expand_as(picked))
-                narrow_gradient = gradient.to(hidden.dtype)
-                hidden_gradient[start : start + CHUNK_ROWS] = narrow_gradient @ narrow_weight
-                weight_gradient += narrow_gradient.T @ rows
+                gradients[:, chunk] = (logits @ narrow_weight).unflatten(0, (copies, -1))
+                weight_gradient += logits.T @ rows
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         ctx.mark_non_differentiable(nll)
         return loss, nll
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        return hidden_gradient * upstream[0], weight_gradient * upstream[0], None, None
+        return (
+            hidden_gradient * upstream[0],
+            weight_gradient * upstream[0],
+            None,
+            None,
+            None,
+        )
