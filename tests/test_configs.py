@@ -137,6 +137,7 @@ def test_the_torch_free_twins_are_the_real_classes(command: str) -> None:
         ("optim.lr", "'optim.lr' is not key=value"),
         ("--unknown", "there is no option --unknown"),
         ("seed=-1", "seed is -1; give 0 or more"),
+        ("train.rdrop=-1", "train.rdrop is -1.0; give 0 or more"),
         ("optim.lr=nan", "optim.lr is nan; give a finite number"),
         ("optim.lr=0.1,0.2", "optim.lr has several values; give one, or add --multirun"),
         ("model.mixer.encoder_kernel_sizes=[3,7]", "has 2 widths but model.encoder_layers is 3"),

@@ -176,10 +176,13 @@ def test_one_line_in_is_one_line_out(configure: Configure, tmp_path: Path) -> No
         assert len(set(numbers) if nbest > 1 else numbers) == lines
 
 
+@pytest.mark.parametrize("rdrop", [0.0, 3.0])
 def test_a_run_goes_on_bit_for_bit_where_it_was_stopped(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, rdrop: float
 ) -> None:
-    straight, stopped = configure("straight", steps=7), configure("stopped", steps=7)
+    straight, stopped = (
+        configure(run, steps=7, train={"rdrop": rdrop}) for run in ("straight", "stopped")
+    )
     assemble.train(straight)
     original = Trainer._step
     killed_at = [2, 5]

@@ -173,7 +173,9 @@ def _compare_batch(
         )
     logprobs = model.project(hidden).log_softmax(dim=-1)
     yield _compare(case, "log-probability", logprobs[tgt_mask], expected["logprobs"][tgt_mask])
-    value = LabelSmoothedLoss(0.1)(hidden, model.output_weight, target, tgt_mask)
+    value = LabelSmoothedLoss(0.1, backend=model.backend)(
+        hidden, model.output_weight, target, tgt_mask
+    )
     yield _compare(f"{case} loss", "loss", value.loss, torch.tensor(batch["loss"]))
     yield _compare(f"{case} nll", "loss", value.nll, torch.tensor(batch["nll_loss"]))
     value.loss.backward()

@@ -1,4 +1,4 @@
-"""Label-smoothed cross-entropy of rows of logits, and agreement of two predictions of one target."""
+"""Label-smoothed cross-entropy of rows of logits, alone or in pairs that shall agree."""
 
 import ctypes
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class Smoothing:
 
     Attributes:
         label_smoothing: eps in [0, 1).
-        agreement: alpha of R-Drop (Wu et al., 2021, equation 4), halved like the likelihoods: rows
-            r and r + R/2 are two predictions, p and q, of one target, and their loss is `1/2 (loss_p
-            + loss_q + alpha/2 (KL(p | q) + KL(q | p)))`. 0: every row stands for itself.
+        agreement: alpha of R-Drop (Liang et al., 2021, equation 4), all of it halved: rows r and
+            r + R/2 are two predictions, p and q, of one target, and their loss is
+            `1/2 (loss_p + loss_q + alpha/2 (KL(p | q) + KL(q | p)))`. 0: rows stand alone.
     """
 
     label_smoothing: float
@@ -60,6 +60,9 @@ def cross_entropy_(
     Returns:
         The loss and the negative log-likelihood, both summed over rows (a pair counts once), in
         nats; scalars in float32, or float64 for float64 logits.
+
+    Raises:
+        IndexError: when a target is no word (plain torch on a GPU cannot tell).
     """
     rows, vocab_size = logits.shape
     if backend is Backend.native:
@@ -79,7 +82,8 @@ def cross_entropy_(
             spread=smoothing.spread(vocab_size),
             agreement=smoothing.agreement / 4,
         )
-        load_library(source="cross_entropy.cpp").lcmt_cross_entropy(ctypes.byref(call))
+        if load_library(source="cross_entropy.cpp").lcmt_cross_entropy(ctypes.byref(call)):
+            raise IndexError(f"a target is not in 0..{vocab_size - 1}, the rows of the vocabulary")
         loss, nll, divergence = losses.sum(0).unbind()
     else:
         loss, nll, divergence = _torch(logits, target, smoothing, gradient=gradient)

@@ -179,6 +179,15 @@ def test_collate_pads_on_the_right() -> None:
     assert batch.num_tokens == 4
 
 
+def test_a_batch_twice_repeats_every_sentence_and_counts_its_tokens_once() -> None:
+    batch = collate([([5, 2], [6, 7, 2]), ([8, 9, 2], [4, 2])], TRAINED_IDS, TRAINED_IDS)
+    twice = batch.twice()
+    for name in ("src", "src_mask", "tgt_in", "tgt_out", "tgt_mask"):
+        first, second = getattr(twice, name).chunk(2)
+        assert torch.equal(first, getattr(batch, name)) and torch.equal(second, first)
+    assert twice.num_tokens == batch.num_tokens == 5
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -36,6 +36,26 @@ def test_value_and_gradients(eps: float, chunk: int, monkeypatch: pytest.MonkeyP
         torch.testing.assert_close(gradient, other, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("chunk", [2, 4, 512])
+def test_two_predictions_are_drawn_together(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R-Drop: each token counts once, and chunks keep its two predictions side by side."""
+    monkeypatch.setattr(loss_module, "CHUNK_ROWS", chunk)
+    hidden = torch.randn(4, 5, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
+    target, mask = torch.randint(11, (2, 5)).repeat(2, 1), (torch.rand(2, 5) < 0.7).repeat(2, 1)
+    value = LabelSmoothedLoss(0.1, agreement=4.0)(hidden, weight, target, mask)
+    smoothed, nll = formula(hidden @ weight.T, target, mask, 0.1)
+    first, second = (hidden @ weight.T).log_softmax(-1)[mask].chunk(2)
+    apart = (first.exp() * (first - second)).sum() + (second.exp() * (second - first)).sum()
+    expected = 0.5 * (smoothed + 4.0 / 2 * apart)
+    torch.testing.assert_close(value.loss, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(value.nll, 0.5 * nll, rtol=0, atol=1e-12)
+    ours = torch.autograd.grad(value.loss, (hidden, weight))
+    theirs = torch.autograd.grad(expected, (hidden, weight))
+    for gradient, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=0, atol=1e-12)
+
+
 def test_large_logits_stay_finite() -> None:
     hidden = torch.full((1, 2, 4), 200.0, requires_grad=True)
     weight = torch.tensor([[50.0] * 4, [-50.0] * 4, [0.0] * 4])

@@ -144,11 +144,13 @@ void run(const Call& call) {
 }  // namespace
 
 extern "C" int lcmt_cross_entropy(const Call* call) {
+  for (i64 row = 0; row < call->rows; ++row)
+    if (call->target[row] < 0 || call->target[row] >= call->vocab) return 1;
   switch (call->type) {
     case 0: run<float>(*call); return 0;
     case 1: run<bf16>(*call); return 0;
     case 2: run<f16>(*call); return 0;
     case 3: run<double>(*call); return 0;
   }
-  return 1;
+  return 2;
 }
