@@ -35,13 +35,13 @@ from lightconv_mt.train.checkpoint import (
     CheckpointStore,
     load_model_tensors,
     load_weights,
-    replace_text,
     write_average,
 )
 from lightconv_mt.train.loop import Trainer
 from lightconv_mt.train.memory import keep_freed_memory
 from lightconv_mt.train.monitor import Monitor
 from lightconv_mt.train.signals import SignalFlag
+from lightconv_mt.train.storage import replace_text
 from lightconv_mt.typed import to_plain
 from lightconv_mt.validation import Validator
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from lightconv_mt.config import TrainRunConfig, load_run_config
 from lightconv_mt.errors import CheckpointError, ConfigError
-from lightconv_mt.train.checkpoint import CheckpointStore, replace_text
+from lightconv_mt.train.checkpoint import CheckpointStore
+from lightconv_mt.train.storage import replace_text
 from lightconv_mt.typed import to_plain, to_yaml
 
 # What may change between the runs of one run folder: none of it decides what an already made step

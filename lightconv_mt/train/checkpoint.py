@@ -1,12 +1,12 @@
 """Checkpoints: atomic save, strict load, keep-last-n and keep-best, averaging."""
 
-import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightconv_mt.errors import CheckpointError, ConfigError
+from lightconv_mt.train import storage
 
 logger = logging.getLogger(__name__)
-
-MANIFEST = "manifest.json"
 
 
 @dataclass(kw_only=True)
@@ -73,29 +72,43 @@ class CheckpointStore:
 
     def remove_leftovers(self) -> None:
         """Remove what an interrupted save left behind; for the one process that trains here."""
-        for leftover in self.folder.glob(".*.tmp-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        storage.remove_leftovers(self.folder)
 
     def save(self, checkpoint: Checkpoint, *, best: bool) -> None:
-        """Write a checkpoint whole or not at all, then drop those that are no longer kept."""
-        name = _folder_name(checkpoint.step)
-        if not (self.folder / name).exists():
-            write_folder(
-                self.folder / name,
+        """Write a checkpoint whole or not at all, then drop those that are no longer kept.
+
+        Raises:
+            CheckpointError: when it cannot be written; the older ones are intact then.
+        """
+        path = self.path(checkpoint.step)
+        if path.exists() and not _is_whole(path):
+            storage.remove_folder(path)
+        if not path.exists():
+            tensors = {"model": checkpoint.model, "optimizer": checkpoint.optimizer}
+            state = json.dumps(checkpoint.state, indent=1)
+            storage.write_folder(
+                path,
                 {
-                    "model.safetensors": lambda path: save_file(checkpoint.model, path),
-                    "optimizer.safetensors": lambda path: save_file(checkpoint.optimizer, path),
-                    "state.json": lambda path: path.write_text(
-                        json.dumps(checkpoint.state, indent=1)
-                    ),
+                    **{
+                        f"{name}.safetensors": partial(save_file, part)
+                        for name, part in tensors.items()
+                    },
+                    "state.json": lambda file: file.write_text(state),
                 },
+                size=sum(map(_num_bytes, tensors.values())),
             )
         if best:
-            replace_text(self.folder / "best", name)
+            try:
+                storage.replace_text(self.folder / "best", path.name)
+            except OSError as error:
+                raise CheckpointError(
+                    f"cannot write {self.folder / 'best'}: {error.strerror or error}; "
+                    f"the checkpoints are intact"
+                ) from error
         kept = {*self.steps()[-self.config.keep_last :], self.best_step()}
         for step in self.steps():
             if step not in kept:
-                shutil.rmtree(self.folder / _folder_name(step))
+                storage.remove_folder(self.path(step))
 
     def load_latest(self) -> Checkpoint | None:
         """The newest good checkpoint, or None if there is none yet; bad ones are named in the log.
@@ -103,7 +116,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: when there are checkpoints and all are damaged.
         """
-        steps = self.steps()
+        steps = sorted(_step_of(path) for path in self.folder.glob("step_*"))
         for step in reversed(steps):
             try:
                 return self._load(step)
@@ -117,13 +130,28 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints here, ascending."""
-        names = (path.name for path in self.folder.glob("step_*") if (path / MANIFEST).exists())
-        return sorted(int(name.removeprefix("step_")) for name in names)
+        return sorted(
+            _step_of(path)
+            for path in self.folder.glob("step_*")
+            if (path / storage.MANIFEST).exists()
+        )
 
     def best_step(self) -> int | None:
-        """Step of the best checkpoint so far."""
+        """Step of the best checkpoint so far.
+
+        Raises:
+            CheckpointError: when the file that names it is damaged.
+        """
         pointer = self.folder / "best"
-        return int(pointer.read_text().removeprefix("step_")) if pointer.exists() else None
+        if not pointer.exists():
+            return None
+        name = pointer.read_text(errors="replace")
+        if not (self.folder / name / storage.MANIFEST).is_file():
+            raise CheckpointError(
+                f"{pointer} names no checkpoint ({name[:40]!r}); write the name of the best one's "
+                f"folder into it, or remove it"
+            )
+        return _step_of(Path(name))
 
     def path(self, step: int) -> Path:
         """Folder of the checkpoint of the given step."""
@@ -131,13 +159,16 @@ class CheckpointStore:
 
     def _load(self, step: int) -> Checkpoint:
         path = self.path(step)
-        verify_folder(path)
-        return Checkpoint(
-            step=step,
-            model=load_file(path / "model.safetensors"),
-            optimizer=load_file(path / "optimizer.safetensors"),
-            state=json.loads((path / "state.json").read_text()),
-        )
+        storage.verify_folder(path)
+        try:
+            return Checkpoint(
+                step=step,
+                model=load_file(path / "model.safetensors"),
+                optimizer=load_file(path / "optimizer.safetensors"),
+                state=json.loads((path / "state.json").read_text()),
+            )
+        except (OSError, SafetensorError, ValueError) as error:
+            raise CheckpointError(f"{path} is no whole checkpoint: {error}") from error
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -227,14 +258,16 @@ def write_average(run_dir: Path, paths: Sequence[Path]) -> Path:
     fresh = run_dir / "average.new"
     shutil.rmtree(fresh, ignore_errors=True)
     names = {"averaged": [path.name for path in paths]}
-    write_folder(
+    storage.write_folder(
         fresh,
         {
-            "model.safetensors": lambda path: save_file(tensors, path),
+            "model.safetensors": partial(save_file, tensors),
             "state.json": lambda path: path.write_text(json.dumps(names, indent=1)),
         },
+        size=_num_bytes(tensors),
     )
-    shutil.rmtree(target, ignore_errors=True)
+    if target.exists():
+        storage.remove_folder(target)
     os.replace(fresh, target)
     return target
 
@@ -245,79 +278,31 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: when it is missing or damaged.
     """
-    verify_folder(folder)
+    storage.verify_folder(folder)
     try:
         return load_file(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {folder / 'model.safetensors'}: {error}") from error
 
 
-def write_folder(folder: Path, files: dict[str, Callable[[Path], object]]) -> None:
-    """Write files and their manifest into a new folder that appears whole or not at all.
-
-    Args:
-        folder: to be created.
-        files: what writes each file, by name.
-    """
-    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        manifest = {}
-        for name, write in files.items():
-            path = temporary / name
-            write(path)
-            manifest[name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _sync([*(temporary / name for name in files), temporary / MANIFEST, temporary])
-        os.replace(temporary, folder)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            f"cannot write {folder}: {error.strerror or error}; older checkpoints are intact"
-        ) from error
-    _sync([folder.parent])
-
-
-def verify_folder(folder: Path) -> None:
-    """Compare every file with the manifest.
-
-    Raises:
-        CheckpointError: naming the first file that is missing or differs.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        for name, entry in manifest.items():
-            if _sha256(folder / name) != entry["sha256"]:
-                raise CheckpointError(
-                    f"{folder / name} is damaged: its sha256 is not the one in {MANIFEST}"
-                )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder} is no whole checkpoint: {error}") from error
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file atomically."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text)
-    _sync([temporary])
-    os.replace(temporary, path)
-    _sync([path.parent])
-
-
 def _folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _step_of(folder: Path) -> int:
+    number = folder.name.removeprefix("step_")
+    if not number.isdecimal():
+        raise CheckpointError(f"{folder} is not a checkpoint of this program; move it elsewhere")
+    return int(number)
 
 
-def _sync(paths: Iterable[Path]) -> None:
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _is_whole(folder: Path) -> bool:
+    try:
+        storage.verify_folder(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _num_bytes(tensors: dict[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())

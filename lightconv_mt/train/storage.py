@@ -1,0 +1,136 @@
+"""Folders and files that are whole or invisible: written aside, digested, synced, renamed."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from lightconv_mt.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+def announce(action: str, path: Path) -> None:
+    """Called before every change to the disk; tests replace it to fail or to end the process."""
+
+
+def write_folder(folder: Path, files: dict[str, Callable[[Path], object]], *, size: int) -> None:
+    """Write files and their manifest into a new folder that appears whole or not at all.
+
+    Args:
+        folder: to be created.
+        files: what writes each file, by name.
+        size: bytes that all of them take, about; asked for before the first is written.
+
+    Raises:
+        CheckpointError: naming path, bytes and cause; nothing is left behind then.
+    """
+    temporary = _aside(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        announce("create", temporary)
+        temporary.mkdir(parents=True)
+        free = shutil.disk_usage(temporary).free
+        if free < size:
+            raise OSError(f"only {free:,} bytes are free")
+        manifest = {}
+        for name, write in files.items():
+            path = temporary / name
+            announce("write", path)
+            write(path)
+            manifest[name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        announce("write", temporary / MANIFEST)
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        _sync([*(temporary / name for name in files), temporary / MANIFEST, temporary])
+        announce("rename", folder)
+        os.replace(temporary, folder)
+        _sync([folder.parent])
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write {folder} ({size:,} bytes): {error.strerror or error}; "
+            f"older checkpoints are intact; free some space or choose another run_dir"
+        ) from error
+
+
+def verify_folder(folder: Path) -> None:
+    """Compare every file with the manifest.
+
+    Raises:
+        CheckpointError: naming the first file that is missing or differs.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        there = {path.name for path in folder.iterdir()} - {MANIFEST}
+        if manifest.keys() != there:
+            names = ", ".join(sorted(manifest.keys() ^ there))
+            raise CheckpointError(f"{folder} is damaged: {MANIFEST} and files differ by {names}")
+        for name, entry in manifest.items():
+            path = folder / name
+            if (path.stat().st_size, _sha256(path)) != (entry["bytes"], entry["sha256"]):
+                raise CheckpointError(f"{path} is damaged: it is not the file of {MANIFEST}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder} is no whole checkpoint: {error}") from error
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, out of sight first, so that half of one is never seen; failing is logged."""
+    hidden = _aside(folder)
+    try:
+        announce("hide", folder)
+        os.replace(folder, hidden)
+        announce("remove", hidden)
+        shutil.rmtree(hidden)
+    except OSError as error:
+        logger.warning("cannot remove %s: %s", folder, error.strerror or error)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove what an interrupted call of this module left in a folder."""
+    for leftover in parent.glob(".*.tmp-*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all.
+
+    Raises:
+        OSError: when it cannot be written; an older one is intact then.
+    """
+    temporary = _aside(path)
+    try:
+        announce("write", temporary)
+        temporary.write_text(text)
+        _sync([temporary])
+        announce("rename", path)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync([path.parent])
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(paths: Iterable[Path]) -> None:
+    for path in paths:
+        announce("sync", path)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
