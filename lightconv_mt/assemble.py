@@ -29,7 +29,7 @@ from lightconv_mt.decode.translator import Translation, Translator
 from lightconv_mt.errors import ConfigError, DataError
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops import resolve_backend
-from lightconv_mt.run_folder import find_checkpoint, open_run
+from lightconv_mt.run_folder import find_checkpoint, lock_run, open_run
 from lightconv_mt.scoring import Score, load_test_set, score
 from lightconv_mt.train.checkpoint import (
     CheckpointStore,
@@ -56,8 +56,13 @@ DTYPES = {
 
 def train(config: TrainRunConfig) -> int:
     """Train from where the run folder stands, to the end or a signal; returns the exit code."""
-    device, precision = start_runtime(config.runtime)
     run_dir = Path(config.run_dir)
+    with lock_run(run_dir):
+        return _train(run_dir, config)
+
+
+def _train(run_dir: Path, config: TrainRunConfig) -> int:
+    device, precision = start_runtime(config.runtime)
     store = open_run(run_dir, config)
     corpus = read_corpus(config.data)
     tokenizers = _tokenizers(run_dir, config)
@@ -105,7 +110,10 @@ def train(config: TrainRunConfig) -> int:
     if trainer.finished() and (run_dir / "bleu.json").exists():
         logger.info("%s is finished; nothing to do", run_dir)
         return 0
-    monitor = Monitor(run_dir, step=trainer.state.step, max_steps=config.train.max_steps)
+    state = trainer.state
+    monitor = Monitor(
+        run_dir, step=state.step, lines=state.metric_lines, max_steps=config.train.max_steps
+    )
     with SignalFlag() as signals:
         trainer.run(monitor, signals)
         monitor.close()

@@ -33,3 +33,9 @@ class DivergenceError(LcmtError):
     """Training produced non-finite numbers again and again and was stopped."""
 
     exit_code = 5
+
+
+class MemoryLimitError(LcmtError):
+    """Not even a single sentence fits into memory."""
+
+    exit_code = 6

@@ -1,6 +1,12 @@
-"""A run folder: opened for one configuration, searched for a checkpoint."""
+"""A run folder: locked for one trainer, opened for one configuration, searched for a checkpoint."""
 
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import portalocker
 
 from lightconv_mt.config import TrainRunConfig, load_run_config
 from lightconv_mt.errors import CheckpointError, ConfigError
@@ -26,8 +32,41 @@ FREE_KEYS = (
 )
 
 
+@contextmanager
+def lock_run(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder, creating it if need be, so that a second trainer is refused.
+
+    The operating system frees the lock when the process ends, however it ends.
+
+    Raises:
+        ConfigError: when another process holds it, or it cannot be written.
+    """
+    path = run_dir / "lock"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write run_dir={run_dir}: {error.strerror}; choose another folder"
+        ) from error
+    with file:
+        try:
+            portalocker.lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
+        except portalocker.LockException as error:
+            file.seek(0)
+            raise ConfigError(
+                f"{run_dir} is being trained by {file.read() or 'another process'}; "
+                f"wait for it, or choose another run_dir"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+        file.truncate(0)
+
+
 def open_run(run_dir: Path, config: TrainRunConfig) -> CheckpointStore:
-    """Create the run folder, or check that it belongs to this configuration.
+    """Write the configuration into a locked run folder, or check that it is the one in there.
 
     Raises:
         ConfigError: naming the key that differs, with both values.
@@ -42,7 +81,6 @@ def open_run(run_dir: Path, config: TrainRunConfig) -> CheckpointStore:
                     f"repeat its command, or choose another run_dir"
                 )
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
         replace_text(path, to_yaml(config))
     except OSError as error:
         raise ConfigError(

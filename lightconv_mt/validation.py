@@ -12,9 +12,9 @@ from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.decode.beam_search import DecodeConfig
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.scoring import Score, score
-from lightconv_mt.train.loop import Validation, mean_loss
-from lightconv_mt.train.loss import LabelSmoothedLoss
+from lightconv_mt.train.loss import LabelSmoothedLoss, mean_loss
 from lightconv_mt.train.pictures import draw_model
+from lightconv_mt.train.state import Validation
 
 
 class Validator:

@@ -1,6 +1,7 @@
 """Text to BLEU on a toy language: train, resume, average, translate, score."""
 
 import json
+import os
 import random
 import re
 from collections.abc import Callable
@@ -22,9 +23,10 @@ from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
 from lightconv_mt.data.tokenizer import TokenizerConfig
 from lightconv_mt.decode.beam_search import DecodeConfig
-from lightconv_mt.errors import CheckpointError, ConfigError, DivergenceError
+from lightconv_mt.errors import CheckpointError, ConfigError
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig
+from lightconv_mt.run_folder import lock_run
 from lightconv_mt.train.checkpoint import CheckpointConfig, CheckpointStore
 from lightconv_mt.train.loop import LoopConfig, Trainer
 from lightconv_mt.train.optim import OptimConfig
@@ -187,11 +189,11 @@ def test_a_run_goes_on_bit_for_bit_where_it_was_stopped(
     original = Trainer._step
     killed_at = [2, 5]
 
-    def step_or_die(self: Trainer, micro_batches: Any) -> None:
+    def step_or_die(self: Trainer, *arguments: Any) -> None:
         if killed_at and self.state.step + 1 == killed_at[0]:
             killed_at.pop(0)
             raise KeyboardInterrupt
-        original(self, micro_batches)
+        original(self, *arguments)
 
     monkeypatch.setattr(Trainer, "_step", step_or_die)
     for _ in range(2):
@@ -257,7 +259,7 @@ def test_accumulated_micro_batches_give_the_gradient_of_their_union(configure: C
         torch.testing.assert_close(whole, parts, rtol=0, atol=1e-12)
 
 
-def test_updates_that_are_not_finite_are_skipped_then_end_the_run(
+def test_updates_that_are_not_finite_are_skipped(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     original = assemble.Trainer._update
@@ -283,9 +285,17 @@ def test_updates_that_are_not_finite_are_skipped_then_end_the_run(
         json.loads(line) for line in Path(config.run_dir, "metrics.jsonl").read_text().splitlines()
     ][-2]
     assert last["train/skipped_steps"] == 1
-    poisoned |= set(range(1, 100))
-    with pytest.raises(DivergenceError, match="no finite gradient in 20 steps"):
-        assemble.train(configure("diverging", steps=60))
+
+
+def test_a_second_trainer_is_refused_and_a_dead_one_is_no_hindrance(configure: Configure) -> None:
+    config = configure(steps=1)
+    with (
+        lock_run(Path(config.run_dir)),
+        pytest.raises(ConfigError, match=rf"is being trained by process {os.getpid()} on "),
+    ):
+        assemble.train(config)
+    (Path(config.run_dir) / "lock").write_text("process 1 on a machine that lost power")
+    assert assemble.train(config) == 0
 
 
 def test_patience_and_epochs_end_a_run(configure: Configure) -> None:

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -72,6 +73,22 @@ class Batch:
         )
         return replace(
             self, src=src, src_mask=src_mask, tgt_in=tgt_in, tgt_out=tgt_out, tgt_mask=tgt_mask
+        )
+
+    def split(self, pieces: int) -> list["Batch"]:
+        """At most so many batches of the same sentences, in order."""
+        bounds = pairwise(len(self.src) * piece // pieces for piece in range(pieces + 1))
+        return [self._rows(slice(start, end)) for start, end in bounds if end > start]
+
+    def _rows(self, rows: slice) -> "Batch":
+        return Batch(
+            src=self.src[rows],
+            src_mask=self.src_mask[rows],
+            tgt_in=self.tgt_in[rows],
+            tgt_out=self.tgt_out[rows],
+            tgt_mask=self.tgt_mask[rows],
+            num_tokens=int(self.tgt_mask[rows].sum()),
+            indices=self.indices[rows],
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -214,8 +231,9 @@ class _Epoch(Dataset[Batch]):
 
 
 def _leave_signals_to_the_trainer(_: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def pack_by_length(

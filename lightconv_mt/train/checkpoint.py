@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,13 @@ from lightconv_mt.train import storage
 logger = logging.getLogger(__name__)
 
 
+class OnFailure(Enum):
+    """What follows a checkpoint that cannot be written: the run stops, or goes on to the next."""
+
+    stop = "stop"
+    go_on = "go_on"
+
+
 @dataclass(kw_only=True)
 class CheckpointConfig:
     """The last n checkpoints and the best are kept; `average_last` are averaged at the end."""
@@ -28,6 +36,7 @@ class CheckpointConfig:
     save_every_steps: int = 1000  # and at every validation, and at the end
     keep_last: int = 10
     average_last: int = 10  # 0: no averaging
+    on_failure: OnFailure = OnFailure.stop  # the last save of a run always stops it
 
     def __post_init__(self) -> None:
         if self.save_every_steps < 1:
@@ -81,11 +90,11 @@ class CheckpointStore:
             CheckpointError: when it cannot be written; the older ones are intact then.
         """
         path = self.path(checkpoint.step)
-        if path.exists() and not _is_whole(path):
-            storage.remove_folder(path)
+        state = json.dumps(checkpoint.state, indent=1)
+        if path.exists() and not (_is_whole(path) and (path / "state.json").read_text() == state):
+            storage.remove_folder(path)  # damaged, or saved before a validation that was cut short
         if not path.exists():
             tensors = {"model": checkpoint.model, "optimizer": checkpoint.optimizer}
-            state = json.dumps(checkpoint.state, indent=1)
             storage.write_folder(
                 path,
                 {

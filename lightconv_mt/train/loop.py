@@ -3,19 +3,19 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from lightconv_mt.data.batching import Batch, TokenBatcher
-from lightconv_mt.errors import ConfigError, DivergenceError
+from lightconv_mt.errors import CheckpointError, ConfigError, DivergenceError, MemoryLimitError
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.train.checkpoint import (
     Checkpoint,
     CheckpointStore,
+    OnFailure,
     load_model_tensors,
     load_optimizer_tensors,
     model_tensors,
@@ -25,15 +25,13 @@ from lightconv_mt.train.loss import LabelSmoothedLoss
 from lightconv_mt.train.monitor import Monitor
 from lightconv_mt.train.optim import OptimConfig, build_optimizer, clip_gradients
 from lightconv_mt.train.schedule import ScheduleConfig
-from lightconv_mt.train.signals import SignalFlag
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lightconv_mt.train.signals import InterruptedWorkError, SignalFlag
+from lightconv_mt.train.state import TrainState, Validation
 
 logger = logging.getLogger(__name__)
 
-# This many updates in a row without a finite gradient end the run.
-MAX_SKIPPED_STEPS = 20
+# A norm this many deviations above its running mean is logged; the mean looks back some 100 steps.
+SPIKE_DEVIATIONS, NORM_MEMORY = 6.0, 0.99
 
 
 @dataclass(kw_only=True)
@@ -49,9 +47,16 @@ class LoopConfig:
     validate_every_steps: int = 1000
     patience: int | None = None  # validations without a better BLEU before stopping
     num_samples: int = 3  # translations shown at every validation
+    # After so many updates without a finite gradient in a row the last checkpoint is taken up,
+    # going on with the data behind them; that often at most.
+    max_skipped_steps: int = 20
+    max_rewinds: int = 2
 
     def __post_init__(self) -> None:
-        for key in ("max_steps", "accumulate", "log_every_steps", "validate_every_steps"):
+        for key in (
+            *("max_steps", "accumulate", "log_every_steps", "validate_every_steps"),
+            "max_skipped_steps",
+        ):
             if getattr(self, key) < 1:
                 raise ConfigError(f"train.{key} is {getattr(self, key)}; give 1 or more")
         for key in ("max_epochs", "patience"):
@@ -64,45 +69,9 @@ class LoopConfig:
             )
         if not self.rdrop >= 0.0:
             raise ConfigError(f"train.rdrop is {self.rdrop}; give 0 or more")
-        if self.num_samples < 0:
-            raise ConfigError(f"train.num_samples is {self.num_samples}; give 0 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Validation:
-    """What a validation found.
-
-    Attributes:
-        metrics: by name; `valid/bleu` picks the best checkpoint.
-        samples: (source, reference, hypothesis).
-        figures: pictures by name.
-    """
-
-    metrics: dict[str, float]
-    samples: list[tuple[str, str, str]] = field(default_factory=list)
-    figures: "Mapping[str, Figure]" = field(default_factory=dict)
-
-
-@dataclass(kw_only=True)
-class TrainState:
-    """Where training stands; with weights and optimiser state, all that resuming needs.
-
-    Random numbers are not stored: every step seeds torch's generator from (seed, step).
-    """
-
-    step: int = 0
-    epoch: int = 0
-    index: int = 0  # of the next micro-batch in the epoch
-    tokens: int = 0  # target tokens seen
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
-    best_bleu: float = -1.0
-    validations_since_best: int = 0
-    loss_sum: float = 0.0  # since the last log line
-    nll_sum: float = 0.0
-    norm_sum: float = 0.0
-    token_count: int = 0
-    step_count: int = 0
+        for key in ("num_samples", "max_rewinds"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"train.{key} is {getattr(self, key)}; give 0 or more")
 
 
 class Trainer:
@@ -145,19 +114,28 @@ class Trainer:
         self.optimizer = build_optimizer(optim, model.parameters())
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
         self.state = TrainState()
-        self._saved_step = 0
+        self._restart_clock()
 
     def resume(self) -> bool:
-        """Restore the newest checkpoint; False where there is none."""
+        """Restore the newest checkpoint; False where there is none.
+
+        Raises:
+            CheckpointError: when all are damaged, or made by another version.
+        """
         checkpoint = self.store.load_latest()
         if checkpoint is None:
             return False
         source = self.store.path(checkpoint.step)
         load_model_tensors(self.model, checkpoint.model, source=source)
         load_optimizer_tensors(self.optimizer, self.model, checkpoint.optimizer)
-        self.scaler.load_state_dict(checkpoint.state.pop("scaler"))
-        self.state = TrainState(**checkpoint.state)
-        self._saved_step = self.state.step
+        try:
+            self.scaler.load_state_dict(checkpoint.state.pop("scaler"))
+            self.state = TrainState(**checkpoint.state)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{source} was made by another version of this program ({error}); "
+                f"choose a new run_dir"
+            ) from error
         logger.info(
             "resumed from %s (epoch %d, batch %d)", source, self.state.epoch, self.state.index
         )
@@ -165,25 +143,35 @@ class Trainer:
 
     def run(self, monitor: Monitor, signals: SignalFlag) -> TrainState:
         """Train until done or until a signal; the state is saved either way."""
-        started, tokens_before = time.perf_counter(), self.state.tokens
+        self._restart_clock()
         micro_batches = self._micro_batches()
-        while not self.finished() and not signals.received:
-            self._step([next(micro_batches) for _ in range(self.loop.accumulate)])
-            monitor.advance()
+        while not signals.received:
             state = self.state
+            if self._validation_is_due():
+                try:
+                    with signals.interrupting():
+                        found = self._measure()
+                except InterruptedWorkError:
+                    break
+                self._save(monitor, best=self._record(*found, monitor))
+                self._restart_clock()
+            if self.finished():
+                break
+            self._step([next(micro_batches) for _ in range(self.loop.accumulate)], monitor)
+            state = self.state
+            monitor.advance()
             if state.step % self.loop.log_every_steps == 0:
-                elapsed = time.perf_counter() - started
+                elapsed = time.perf_counter() - self._started
                 timing = {
-                    "train/tokens_per_second": (state.tokens - tokens_before) / max(elapsed, 1e-9)
+                    "train/tokens_per_second": (state.tokens - self._tokens_before)
+                    / max(elapsed, 1e-9)
                 }
                 monitor.metrics(state.step, self._flush_log(), timing=timing)
-                started, tokens_before = time.perf_counter(), state.tokens
-            if state.step % self.loop.validate_every_steps == 0 or self.finished():
-                self._save(best=self._validate(monitor))
-                started, tokens_before = time.perf_counter(), state.tokens
-            elif state.step % self.store.config.save_every_steps == 0:
-                self._save()
-        self._save()
+                self._restart_clock()
+            saves = state.step % self.store.config.save_every_steps == 0
+            if saves and not self._validation_is_due():
+                self._save(monitor)
+        self._save(monitor, last=True)
         return self.state
 
     def finished(self) -> bool:
@@ -205,15 +193,68 @@ class Trainer:
                 yield batch, *((epoch, index) if index < count else (epoch + 1, 0))
             epoch, index = epoch + 1, 0
 
-    def _step(self, micro_batches: list[tuple[Batch, int, int]]) -> None:
+    def _step(self, micro_batches: list[tuple[Batch, int, int]], monitor: Monitor) -> None:
         """One optimiser step: gradients summed over micro-batches, divided by all target tokens."""
         state = self.state
         state.step += 1
-        torch.manual_seed(self.seed * 1_000_003 + state.step)
         self.model.train()
         num_tokens = sum(batch.num_tokens for batch, _, _ in micro_batches)
+        loss_sum, nll_sum = self._gradient([batch for batch, _, _ in micro_batches], num_tokens)
+        norm = self._update(self.schedule.lr(state.step, self.optim.lr))
+        state.epoch, state.index = micro_batches[-1][1:]
+        state.tokens += num_tokens
+        if norm is None:
+            if state.skipped_in_a_row >= self.loop.max_skipped_steps:
+                self._rewind(monitor)
+            return
+        self._watch(norm)
+        state.loss_sum += float(loss_sum)
+        state.nll_sum += float(nll_sum)
+        state.norm_sum += norm
+        state.token_count += num_tokens
+        state.step_count += 1
+
+    def _gradient(self, batches: list[Batch], num_tokens: int) -> tuple[Tensor, Tensor]:
+        """Gradient of the mean loss, and the sums; batches that do not fit are cut in pieces.
+
+        Raises:
+            MemoryLimitError: when single sentences do not fit either.
+        """
+        pieces = 1
+        while True:
+            try:
+                return self._backward(
+                    [part for each in batches for part in each.split(pieces)], num_tokens
+                )
+            except (
+                MemoryError,
+                RuntimeError,
+            ) as error:  # torch has an error of its own for GPUs only
+                if not _is_out_of_memory(error):
+                    raise
+            # Out of the handler, so that the error holds no tensor any more.
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            largest = max(batches, key=lambda batch: batch.tgt_in.numel() + batch.src.numel())
+            shapes = f"source {tuple(largest.src.shape)} and target {tuple(largest.tgt_in.shape)}"
+            if pieces >= max(len(batch.src) for batch in batches):
+                raise MemoryLimitError(
+                    f"step {self.state.step}: not enough memory for one sentence of a batch of "
+                    f"{shapes}; lower batch.max_length"
+                )
+            pieces *= 2
+            logger.warning(
+                "step %d: not enough memory for %s; trying in %d pieces (a lower batch.max_tokens "
+                "avoids this)",
+                *(self.state.step, shapes, pieces),
+            )
+
+    def _backward(self, batches: list[Batch], num_tokens: int) -> tuple[Tensor, Tensor]:
+        """Add the gradient of every batch; the sums of loss and likelihood."""
+        torch.manual_seed(self.seed * 1_000_003 + self.state.step)
         loss_sum, nll_sum = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        for batch, _, _ in micro_batches:
+        for batch in batches:
             if self.loss.smoothing.paired:
                 batch = batch.twice()
             batch = batch.to(self.device)
@@ -225,16 +266,7 @@ class Trainer:
             self.scaler.scale(value.loss / num_tokens).backward()
             loss_sum += value.loss.detach()
             nll_sum += value.nll
-        norm = self._update(self.schedule.lr(state.step, self.optim.lr))
-        state.epoch, state.index = micro_batches[-1][1:]
-        state.tokens += num_tokens
-        if norm is None:
-            return
-        state.loss_sum += float(loss_sum)
-        state.nll_sum += float(nll_sum)
-        state.norm_sum += norm
-        state.token_count += num_tokens
-        state.step_count += 1
+        return loss_sum, nll_sum
 
     def _update(self, lr: float) -> float | None:
         """Apply the gradients if they are finite; returns their norm, None for a skipped update."""
@@ -252,12 +284,42 @@ class Trainer:
             return norm
         self.state.skipped_steps += 1
         logger.warning("step %d: the gradient is not finite; update skipped", self.state.step)
-        if self.state.skipped_in_a_row >= MAX_SKIPPED_STEPS:
+        return None
+
+    def _rewind(self, monitor: Monitor) -> None:
+        """Take up the last checkpoint again, going on with the data after this step's.
+
+        Raises:
+            DivergenceError: when that was done often enough, or there is no checkpoint.
+        """
+        failed = self.state
+        why = f"no finite gradient in {failed.skipped_in_a_row} steps up to step {failed.step}"
+        if failed.rewinds >= self.loop.max_rewinds or not self.resume():
             raise DivergenceError(
-                f"no finite gradient in {MAX_SKIPPED_STEPS} steps up to step {self.state.step}; "
+                f"{why}, after {failed.rewinds} returns to a checkpoint; "
                 f"lower optim.lr, lengthen schedule.warmup_steps or set optim.clip_norm"
             )
-        return None
+        state = self.state
+        state.epoch, state.index, state.tokens = failed.epoch, failed.index, failed.tokens
+        state.rewinds, state.skipped_steps = failed.rewinds + 1, failed.skipped_steps
+        monitor.rewind(state.metric_lines)
+        self._restart_clock()
+        logger.warning("%s; going on from step %d, behind that data", why, state.step)
+
+    def _watch(self, norm: float) -> None:
+        """Log a gradient whose norm stands out from those before, warm-up excepted."""
+        state = self.state
+        spread = math.sqrt(state.norm_variance)
+        seen = state.step > 1 / (1 - NORM_MEMORY)
+        if seen and norm > state.norm_mean + SPIKE_DEVIATIONS * spread:
+            logger.warning(
+                "step %d: gradient norm %.3g, usually %.3g +- %.2g",
+                *(state.step, norm, state.norm_mean, spread),
+            )
+        memory = NORM_MEMORY if seen else 1 - 1 / state.step
+        apart = norm - state.norm_mean
+        state.norm_mean += (1 - memory) * apart
+        state.norm_variance = memory * (state.norm_variance + (1 - memory) * apart * apart)
 
     def _flush_log(self) -> dict[str, float]:
         """Means since the last log line, in nats a target token."""
@@ -276,48 +338,53 @@ class Trainer:
         state.token_count = state.step_count = 0
         return metrics
 
-    def _validate(self, monitor: Monitor) -> bool:
-        """Score the model; whether it is the best so far."""
+    def _validation_is_due(self) -> bool:
+        state = self.state
+        return state.validated_step < state.step and (
+            state.step % self.loop.validate_every_steps == 0 or self.finished()
+        )
+
+    def _measure(self) -> tuple[Validation, float]:
+        """Score the model; also how many seconds that took."""
         self.model.eval()
         started = time.perf_counter()
-        found = self.validate()
+        return self.validate(), time.perf_counter() - started
+
+    def _record(self, found: Validation, seconds: float, monitor: Monitor) -> bool:
+        """Note what a validation found; whether the model is the best so far."""
         state, bleu = self.state, found.metrics["valid/bleu"]
+        state.validated_step = state.step
         state.validations_since_best += 1
         if bleu > state.best_bleu:
             state.best_bleu, state.validations_since_best = bleu, 0
-        timing = {"valid/seconds": time.perf_counter() - started}
-        monitor.metrics(
-            state.step, {**found.metrics, "valid/best_bleu": state.best_bleu}, timing=timing
-        )
+        metrics = {**found.metrics, "valid/best_bleu": state.best_bleu}
+        monitor.metrics(state.step, metrics, timing={"valid/seconds": seconds})
         monitor.samples(state.step, found.samples)
         monitor.figures(state.step, found.figures)
         return state.validations_since_best == 0
 
-    def _save(self, *, best: bool = False) -> None:
+    def _save(self, monitor: Monitor, *, best: bool = False, last: bool = False) -> None:
+        """Save the state, unless it is saved as it is; failing ends the run if so configured."""
         state = self.state
-        if state.step == self._saved_step:
-            return
+        state.metric_lines = monitor.lines
         checkpoint = Checkpoint(
             step=state.step,
             model=model_tensors(self.model),
             optimizer=optimizer_tensors(self.optimizer, self.model),
             state={**asdict(state), "scaler": self.scaler.state_dict()},
         )
-        self.store.save(checkpoint, best=best)
-        self._saved_step = state.step
+        try:
+            self.store.save(checkpoint, best=best)
+        except CheckpointError as error:
+            if last or self.store.config.on_failure is OnFailure.stop:
+                raise
+            logger.warning("%s; going on, as checkpoint.on_failure=go_on asks", error)
+
+    def _restart_clock(self) -> None:
+        self._started, self._tokens_before = time.perf_counter(), self.state.tokens
 
 
-def mean_loss(
-    model: Seq2SeqTransformer, batches: Iterator[Batch], loss: LabelSmoothedLoss
-) -> tuple[float, float]:
-    """Mean smoothed loss and mean negative log-likelihood a target token, in nats."""
-    total: Tensor = torch.zeros(2, dtype=torch.float64)
-    tokens = 0
-    with torch.inference_mode():
-        for batch in batches:
-            hidden = model(batch.src, batch.src_mask, batch.tgt_in, batch.tgt_mask)
-            value = loss(hidden, model.output_weight, batch.tgt_out, batch.tgt_mask)
-            total += torch.stack([value.loss, value.nll]).double().cpu()
-            tokens += batch.num_tokens
-    mean = total / max(tokens, 1)
-    return float(mean[0]), float(mean[1])
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "DefaultCPUAllocator" in str(error)  # what torch raises on CPUs has no class

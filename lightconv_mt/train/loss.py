@@ -1,10 +1,13 @@
 """Label-smoothed cross-entropy joined with the projection to the vocabulary, chunk by chunk."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lightconv_mt.data.batching import Batch
+from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops.cross_entropy import Smoothing, cross_entropy_
 from lightconv_mt.ops.dispatch import Backend
 
@@ -115,3 +118,19 @@ class _ProjectedLoss(torch.autograd.Function):
             None,
             None,
         )
+
+
+def mean_loss(
+    model: Seq2SeqTransformer, batches: Iterator[Batch], loss: LabelSmoothedLoss
+) -> tuple[float, float]:
+    """Mean smoothed loss and mean negative log-likelihood a target token, in nats."""
+    total: Tensor = torch.zeros(2, dtype=torch.float64)
+    tokens = 0
+    with torch.inference_mode():
+        for batch in batches:
+            hidden = model(batch.src, batch.src_mask, batch.tgt_in, batch.tgt_mask)
+            value = loss(hidden, model.output_weight, batch.tgt_out, batch.tgt_mask)
+            total += torch.stack([value.loss, value.nll]).double().cpu()
+            tokens += batch.num_tokens
+    mean = total / max(tokens, 1)
+    return float(mean[0]), float(mean[1])

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,20 +18,20 @@ logger = logging.getLogger(__name__)
 class Monitor:
     """Writes a run's numbers; metrics.jsonl holds no times, so resuming repeats it to the byte."""
 
-    def __init__(self, run_dir: Path, *, step: int, max_steps: int) -> None:
-        """Open the files and drop lines written after the step that training resumes from.
+    def __init__(self, run_dir: Path, *, step: int, lines: int, max_steps: int) -> None:
+        """Open the files and drop what was written after the state that training resumes from.
 
         Args:
             run_dir: of the run.
             step: steps done so far.
+            lines: of metrics.jsonl that belong to them.
             max_steps: for the progress bar, shown on a terminal only.
         """
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = run_dir / "metrics.jsonl"
-        kept = [line for line in _whole_lines(self._path) if _step_of(line) <= step]
-        self._path.write_text("".join(kept))
-        self._file = self._path.open("a")
+        self._file = self._path.open("a+", encoding="utf-8", errors="replace", newline="\n")
+        self.rewind(lines)
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(
             total=max_steps,
@@ -42,6 +41,15 @@ class Monitor:
             disable=None,
             dynamic_ncols=True,
         )
+
+    def rewind(self, lines: int) -> None:
+        """Drop all but the first lines of metrics.jsonl; a killed run may leave half of one."""
+        self._file.seek(0)
+        kept = [line for line in self._file.readlines()[:lines] if line.endswith("\n")]
+        self._file.truncate(0)
+        self._file.write("".join(kept))
+        self._file.flush()
+        self.lines = len(kept)
 
     def advance(self) -> None:
         """Count one step on the progress bar."""
@@ -53,6 +61,7 @@ class Monitor:
         """Record numbers of a step; `timing` goes to the log and TensorBoard alone."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
+        self.lines += 1
         shown = {**values, **(timing or {})}
         for tag, value in shown.items():
             self._board.add_scalar(tag, value, step)
@@ -82,22 +91,3 @@ class Monitor:
         self._bar.close()
         self._file.close()
         self._board.close()
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """Lines that end in a newline: a killed run may leave half of one."""
-    if not path.exists():
-        return []
-    return [
-        line
-        for line in path.read_text(errors="replace").splitlines(keepends=True)
-        if line.endswith("\n")
-    ]
-
-
-def _step_of(line: str) -> float:
-    """The step a line belongs to; infinity where a crash left something else."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
-        return math.inf

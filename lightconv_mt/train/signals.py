@@ -2,26 +2,50 @@
 
 import logging
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOPPING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
+
+
+class InterruptedWorkError(Exception):
+    """Work that changes nothing was cut short by a signal."""
 
 
 class SignalFlag:
-    """Context that notes SIGINT and SIGTERM instead of dying; a second one acts at once."""
+    """Context that notes stopping signals instead of dying; a second one acts at once."""
 
     def __init__(self) -> None:
         """Nothing received yet."""
         self.received: signal.Signals | None = None
+        self._raises = False
         self._previous: dict[signal.Signals, Any] = {}
 
     @property
     def exit_code(self) -> int:
         """What the process should exit with: 128 + the signal's number, 0 without one."""
         return 128 + self.received if self.received else 0
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Around work without lasting effect: a signal, noted already or to come, ends it at once.
+
+        Raises:
+            InterruptedWorkError: when there is one.
+        """
+        self._raises = True
+        try:
+            if self.received:
+                raise InterruptedWorkError
+            yield
+        finally:
+            self._raises = False
 
     def __enter__(self) -> "SignalFlag":
         """Install the handlers."""
@@ -45,3 +69,5 @@ class SignalFlag:
         )
         for each in STOPPING:
             signal.signal(each, signal.SIG_DFL)
+        if self._raises:
+            raise InterruptedWorkError

@@ -15,12 +15,12 @@ def steps(run_dir: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines]
 
 
-def test_lines_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
-    first = Monitor(tmp_path, step=0, max_steps=10)
+def test_lines_after_the_resumed_state_are_dropped(tmp_path: Path) -> None:
+    first = Monitor(tmp_path, step=0, lines=0, max_steps=10)
     for step in (1, 2, 3):
         first.metrics(step, {"train/loss": 1.0 / step})
     first.close()
-    again = Monitor(tmp_path, step=2, max_steps=10)
+    again = Monitor(tmp_path, step=2, lines=2, max_steps=10)
     again.metrics(3, {"train/loss": 5.0})
     again.close()
     assert steps(tmp_path) == [1, 2, 3]
@@ -30,16 +30,20 @@ def test_lines_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "rest", [b'{"step": 2, "tra', b"\x00\x00\x00\n", b"null\n", b'{"loss": 1}\n', b"\xff\xfe\n"]
+    ("rest", "lines"), [(b'{"step": 2, "tra', 2), (b"\x00\x00\x00\n", 1), (b"\xff\xfe\n", 1)]
 )
-def test_a_broken_line_costs_only_itself(tmp_path: Path, rest: bytes) -> None:
+def test_what_a_killed_run_wrote_too_much_is_dropped(
+    tmp_path: Path, rest: bytes, lines: int
+) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + rest)
-    Monitor(tmp_path, step=2, max_steps=10).close()
+    monitor = Monitor(tmp_path, step=2, lines=lines, max_steps=10)
+    assert monitor.lines == 1
+    monitor.close()
     assert steps(tmp_path) == [1]
 
 
 def test_scalars_samples_and_pictures_reach_tensorboard(tmp_path: Path) -> None:
-    monitor = Monitor(tmp_path, step=0, max_steps=10)
+    monitor = Monitor(tmp_path, step=0, lines=0, max_steps=10)
     monitor.metrics(4, {"valid/bleu": 12.5}, timing={"valid/seconds": 2.0})
     monitor.samples(4, [("ein Satz", "a sentence", "one sentence")])
     monitor.figures(4, {"source_attention": plt.Figure(figsize=(1, 1))})

@@ -53,7 +53,7 @@ def test_death_at_any_action_leaves_a_checkpoint_at_most_one_interval_old(
         if child == 0:
             left = iter(range(fatal + 1))
 
-            def die(action: str, path: Path, left=left) -> None:
+            def die(action: str, path: Path, left=left, fatal=fatal) -> None:
                 if next(left) == fatal:
                     os._exit(KILLED)
 
