@@ -4,7 +4,6 @@ import hashlib
 import io
 import logging
 import random
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from lightconv_mt.data.sampling import SubwordSampler
 from lightconv_mt.errors import CheckpointError, ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -140,6 +140,10 @@ class Tokenizer:
         return max(int(self._processor.get_piece_size()), self.ids.pad + 1)
 
     @cached_property
+    def _sampler(self) -> SubwordSampler:
+        return SubwordSampler(self.model)
+
+    @cached_property
     def digest(self) -> str:
         """sha256 of the model."""
         return hashlib.sha256(self.model).hexdigest()
@@ -161,23 +165,11 @@ class Tokenizer:
             alpha: BPE-dropout probability, or smoothing of the unigram sampler.
             seed: decides the result.
         """
-        encoded: list[list[int]] = []
-
-        def run() -> None:
-            for text in texts:
-                encoded.append(
-                    self._processor.encode(
-                        _encodable(text), enable_sampling=True, alpha=alpha, nbest_size=-1
-                    )
-                )
-
-        # SentencePiece seeds a generator once a thread, so a new thread makes the result a function
-        # of the seed.
-        sentencepiece.set_random_generator_seed(seed % (2**32 - 2) + 1)
-        thread = threading.Thread(target=run)
-        thread.start()
-        thread.join()
-        return encoded
+        generator = random.Random(seed)
+        return [
+            self._sampler.sample(ids, alpha=alpha, generator=generator)
+            for ids in self.encode_batch(texts)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special ones are dropped."""
