@@ -1,0 +1,210 @@
+"""Runs killed at any moment, again and again, end as the one that was left alone."""
+
+import hashlib
+import itertools
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightconv_mt import assemble
+from lightconv_mt.config import Device, Precision, RuntimeConfig, TrainRunConfig
+from lightconv_mt.data.batching import BatchConfig
+from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
+from lightconv_mt.data.tokenizer import TokenizerConfig
+from lightconv_mt.decode.beam_search import DecodeConfig
+from lightconv_mt.mixers import MIXERS
+from lightconv_mt.model.transformer import ModelConfig
+from lightconv_mt.train.checkpoint import CheckpointConfig
+from lightconv_mt.train.loop import LoopConfig, Trainer
+from lightconv_mt.train.optim import OptimConfig
+from lightconv_mt.train.schedule import InverseSqrtConfig
+
+WORDS = ["ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> CorpusConfig:
+    folder, generator = tmp_path_factory.mktemp("data"), random.Random(1)
+
+    def write(name: str, count: int) -> SourceConfig:
+        paths = [folder / f"{name}.{side}" for side in ("src", "tgt")]
+        lines = [
+            " ".join(generator.choices(WORDS, k=generator.randint(2, 6))) for _ in range(count)
+        ]
+        paths[0].write_text("".join(f"{line}\n" for line in lines))
+        paths[1].write_text("".join(f"{line[::-1]}\n" for line in lines))
+        return SourceConfig(format=SourceFormat.text, src=str(paths[0]), tgt=str(paths[1]))
+
+    return CorpusConfig(
+        src_lang="xx",
+        tgt_lang="yy",
+        train={"toy": write("train", 300)},
+        valid=write("valid", 8),
+        cache_dir=str(folder / "cache"),
+    )
+
+
+def configure(
+    data: CorpusConfig,
+    run_dir: Path,
+    *,
+    mixer: str = "dynamicconv",
+    precision: Precision = Precision.fp32,
+    accumulate: int = 1,
+    workers: int = 0,
+    sampling: float = 0.1,
+    **loop: Any,
+) -> TrainRunConfig:
+    widths = {"encoder_kernel_sizes": [3], "decoder_kernel_sizes": [3]}
+    return TrainRunConfig(
+        run_dir=str(run_dir),
+        data=data,
+        tokenizer=TokenizerConfig(vocab_size=300, sampling=sampling),
+        batch=BatchConfig(max_tokens=256, max_length=64, num_workers=workers),
+        model=ModelConfig(
+            mixer=MIXERS[mixer](**({} if mixer == "attention" else widths)),
+            dim=16,
+            ffn_dim=16,
+            num_heads=2,
+            encoder_layers=1,
+            decoder_layers=1,
+        ),
+        optim=OptimConfig(lr=1e-3),
+        schedule=InverseSqrtConfig(warmup_steps=60),
+        train=LoopConfig(
+            accumulate=accumulate,
+            **{"max_steps": 60, "validate_every_steps": 20, "log_every_steps": 7, **loop},
+        ),
+        checkpoint=CheckpointConfig(save_every_steps=5, keep_last=3, average_last=2),
+        decode=DecodeConfig(beam_size=2, max_length_extra=5),
+        runtime=RuntimeConfig(device=Device.cpu, threads=1, precision=precision),
+    )
+
+
+def digests(run_dir: Path) -> dict[str, str]:
+    """Of all that a run computed: weights, optimiser, states, average, metrics, scores."""
+    names = ["checkpoints/*/*", "checkpoints/best", "average/*", "metrics.jsonl", "bleu.json"]
+    found = {
+        str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for name in names
+        for path in run_dir.glob(name)
+    }
+    assert len(found) > 10
+    return found
+
+
+def train_in_child(config: TrainRunConfig) -> int:
+    """Train in a forked process; returns its number."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setsid()
+            code = assemble.train(config)
+        finally:
+            os._exit(code)
+    return child
+
+
+def test_kills_at_random_moments_change_no_bit(
+    data: CorpusConfig, tmp_path: Path, thorough: bool, figure: Callable[[str], None]
+) -> None:
+    straight = configure(data, tmp_path / "straight")
+    # In a child too: torch's threads, once started here, would not survive the forks to come.
+    started = time.monotonic()
+    assert os.waitstatus_to_exitcode(os.waitpid(train_in_child(straight), 0)[1]) == 0
+    usual = time.monotonic() - started
+    expected = digests(tmp_path / "straight")
+    wanted, kills, seed = 200 if thorough else 25, 0, 7
+    rng = random.Random(seed)
+    for run in itertools.count():
+        config = configure(data, tmp_path / f"run{run}")
+        while True:
+            child = train_in_child(config)
+            # Some die at once, some after a few steps; most never reach the end.
+            deadline = time.monotonic() + rng.uniform(0.0, 0.6 * usual)
+            while (
+                time.monotonic() < deadline
+                and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+            ):
+                time.sleep(0.005)
+            if kills < wanted:
+                os.kill(child, signal.SIGKILL)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL, f"seed {seed}, run {run}, kill {kills}"
+            kills += 1
+        assert digests(tmp_path / f"run{run}") == expected, f"seed {seed}, run {run}, kill {kills}"
+        if kills >= wanted:
+            break
+    figure(f"kill -9: {kills} kills over {run + 1} runs, 0 differences (seed {seed})")
+
+
+def matrix(thorough: bool) -> Iterator[dict[str, Any]]:
+    cells = itertools.product(
+        ("lightconv", "dynamicconv", "attention"), Precision, (1, 3), (0, 2), (0.0, 0.1)
+    )
+    cells = [cell for cell in cells if cell[1] is not Precision.fp16]  # needs a GPU
+    for cell in cells if thorough else cells[::5]:
+        yield dict(
+            zip(("mixer", "precision", "accumulate", "workers", "sampling"), cell, strict=True)
+        )
+
+
+def test_every_kind_of_run_resumes_to_the_bit(
+    data: CorpusConfig,
+    tmp_path: Path,
+    thorough: bool,
+    figure: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original, cells = Trainer._step, 0
+    for cells, values in enumerate(matrix(thorough), start=1):
+        runs = [
+            configure(
+                data, tmp_path / f"{name}{cells}", max_steps=8, validate_every_steps=3, **values
+            )
+            for name in ("straight", "stopped")
+        ]
+        for config in runs:
+            config.checkpoint.save_every_steps = 2
+        assemble.train(runs[0])
+        stops = [4, 6, 7]
+
+        def step_or_die(self: Trainer, *arguments: Any, stops: list[int] = stops) -> None:
+            if stops and self.state.step + 1 == stops[0]:
+                stops.pop(0)
+                raise KeyboardInterrupt
+            original(self, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_step", step_or_die)
+            for _ in range(3):
+                with pytest.raises(KeyboardInterrupt):
+                    assemble.train(runs[1])
+            assemble.train(runs[1])
+        first, second = (digests(Path(config.run_dir)) for config in runs)
+        assert first == second, values
+    assert cells == (48 if thorough else 10)
+    figure(f"resume matrix: {cells} cells, 0 differences")
+
+
+def test_twenty_resumes_of_one_step_each(data: CorpusConfig, tmp_path: Path) -> None:
+    straight = configure(data, tmp_path / "straight", max_steps=20, validate_every_steps=100)
+    assemble.train(straight)
+    for steps in range(1, 21):
+        chained = configure(data, tmp_path / "chained", max_steps=steps, validate_every_steps=100)
+        chained.checkpoint.average_last = 0
+        assemble.train(chained)
+    ours, theirs = (
+        digests(tmp_path / run)["checkpoints/step_00000020/model.safetensors"]
+        for run in ("straight", "chained")
+    )
+    assert ours == theirs
