@@ -44,7 +44,7 @@ struct Row {
     Vec<A> partition = {}, total = {};
     for (i64 at = 0; at < call.vocab; at += W) {
       const Vec<A> value = shifted(at, call.vocab);
-      Vec<A> exponent = exp_negative(value);
+      Vec<A> exponent = exp2_negative(value * A(1.4426950408889634));  // log2 of e
       if (call.vocab - at < W)
         for (int lane = int(call.vocab - at); lane < W; ++lane) exponent[lane] = A(0);
       store(exponents.data() + at, exponent);
