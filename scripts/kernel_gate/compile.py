@@ -1,49 +1,57 @@
-"""Compiles Triton kernels for GPUs that are not here."""
+"""Compiles Triton kernels for GPUs that are not here, specialised as a launch on one would be."""
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from kernel_gate.resources import Resources, read_resources
 from kernel_gate.targets import Target
 
 
 @dataclass(frozen=True, kw_only=True)
-class AotCase:
-    """One specialisation of a kernel.
+class Launch:
+    """A kernel with the arguments of one launch."""
 
-    `signature` has the type of every argument that is not in `constants`; pointers and the
-    integers named in `divisible` are multiples of 16, as a launch finds them.
-    """
+    kernel: JITFunction
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
 
-    name: str
-    kernel: Any
-    signature: dict[str, str]
-    constants: dict[str, Any]
-    dtype: str
-    width: int
-    divisible: tuple[str, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
-    in_reduced: bool = False
-    must_spill: bool = False
+    @property
+    def num_warps(self) -> int:
+        """Of a program."""
+        return int(self.keywords["num_warps"])
+
+    def compile(self, target: Target) -> tuple[Resources, float]:
+        """What the kernel takes of the target, and the seconds that it took to compile."""
+        start = time.perf_counter()
+        gpu = GPUTarget(target.backend, target.arch, target.warp_size)
+        backend = make_backend(gpu)
+        kernel = self.kernel
+        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        bound = bind(*self.arguments, **self.keywords)
+        options, signature, constants, attributes = kernel._pack_args(
+            backend, self.keywords, *bound
+        )
+        source = ASTSource(kernel, signature, constants, attributes)
+        compiled = triton.compile(source, target=gpu, options=options.__dict__)
+        return read_resources(compiled), time.perf_counter() - start
 
 
-def compile_case(case: AotCase, target: Target) -> tuple[Resources, float]:
-    """What the kernel takes of the target, and the seconds that it took."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Collect what is launched instead of running it."""
+    launches: list[Launch] = []
 
-    start = time.perf_counter()
-    names = case.kernel.arg_names
-    types = {name: case.signature.get(name, "constexpr") for name in names}
-    aligned = [name for name in names if types[name].startswith("*") or name in case.divisible]
-    source = ASTSource(
-        fn=case.kernel,
-        signature=types,
-        constexprs=case.constants,
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
-    gpu = GPUTarget(target.backend, target.arch, target.warp_size)
-    compiled = triton.compile(source, target=gpu, options=case.options)
-    return read_resources(compiled), time.perf_counter() - start
+    def run(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
+        launches.append(Launch(kernel=kernel, arguments=arguments, keywords=keywords))
+
+    with patch.object(JITFunction, "run", run):
+        yield launches

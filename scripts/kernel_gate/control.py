@@ -2,10 +2,10 @@
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 
-from kernel_gate.compile import AotCase
 from kernel_gate.targets import Target
 
 
@@ -17,18 +17,10 @@ def control_kernel(x, y, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     tl.store(y + offsets, values / tl.sum(values))
 
 
-def control_case(target: Target, *, few_registers: bool) -> AotCase:
-    """64 (128 on AMD) live elements a lane, with 32 (64) registers for them or without a limit."""
+def launch_control(target: Target, *, few_registers: bool) -> None:
+    """Hold 64 elements a lane (128 on AMD), in 32 registers (64) or as many as there are."""
     nvidia = target.backend == "cuda"
     limit: dict[str, Any] = {"maxnreg": 32} if nvidia else {"waves_per_eu": 8}
-    return AotCase(
-        name="control, few registers" if few_registers else "control, enough registers",
-        kernel=control_kernel,
-        signature={"x": "*fp32", "y": "*fp32"},
-        constants={"SIZE": 64 * 32 if nvidia else 128 * 64},
-        width=0,
-        dtype="fp32",
-        options={"num_warps": 1, **(limit if few_registers else {})},
-        in_reduced=True,
-        must_spill=few_registers,
-    )
+    size = 64 * 32 if nvidia else 128 * 64
+    x, y = torch.ones(2, size)
+    control_kernel[(1,)](x, y, SIZE=size, num_warps=1, **(limit if few_registers else {}))
