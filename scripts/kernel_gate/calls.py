@@ -22,8 +22,9 @@ class Call:
     direction: str
     dtype: str
     width: int
+    # A part of a training batch, wide and long enough for whole tiles.
     batch: int = 1
-    time: int = 64
+    time: int = 512
     channels: int = 128
     heads: int = 2
 
@@ -32,11 +33,16 @@ class Call:
         """Of the function."""
         return f"{self.kind} {self.direction}"
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of x."""
+        return self.batch, self.time, self.channels
+
     def run(self, *, architecture: str) -> None:
         """Launch its kernels on the CPU, which works while launches are recorded or interpreted."""
         module = import_module(f"lightconv_mt.ops.triton_{self.kind}")
         dtype = TYPES[self.dtype]
-        x, grad_y = torch.randn(2, self.batch, self.time, self.channels).to(dtype)
+        x, grad_y = torch.randn(2, *self.shape).to(dtype)
         rows = () if self.kind == "lightconv" else (self.batch, self.time)
         weight = torch.randn(*rows, self.heads, self.width).to(dtype)
         options = {"padding_left": self.width - 1, "dropout": 0.1, "seed": 1}
