@@ -1,6 +1,7 @@
 """Random calls of the convolutions: sizes, types, memory layouts and options."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,13 +52,13 @@ class Case:
         )
 
 
-def random_case(rng: random.Random) -> Case:
+def random_case(rng: random.Random, types: Sequence[torch.dtype] = TYPES) -> Case:
     """One case; every size is drawn with the awkward ones in mind."""
     width = rng.choice(WIDTHS)
     time = rng.choices([rng.randint(1, width + 5), 33, 257, 1025], [12, 4, 2, 1])[0]
     batch, heads = rng.choice([1, 3]), rng.choice([1, 4, 8, 16])
     fitting = LARGEST // (batch * time * heads * width)
-    dtype = rng.choice(TYPES)
+    dtype = rng.choice(types)
     return Case(
         dynamic=rng.random() < 0.5,
         dtype=dtype,

@@ -4,17 +4,20 @@ import argparse
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from kernel_gate import loops
-from kernel_gate.cases import Case, random_case, tensors
+from kernel_gate.cases import TYPES, Case, random_case, tensors
 from kernel_gate.report import Errors
 from lightconv_mt import ops
-from lightconv_mt.ops import Backend, native, resolve_backend
+from lightconv_mt.errors import LcmtError
+from lightconv_mt.ops import Backend, resolve_backend
 
 # Errors are measured in sums of absolute values of an element's terms: the two types that hold
 # the sums lose a few last places, the short ones half of their last place (and a little of the
@@ -27,6 +30,11 @@ TOLERANCES = {
 }
 # Smaller sums than float16's least normal number are not held to a relative error.
 LEAST_SUM = 2**-14
+# Module and name of what gives the kernels' outputs their memory.
+ALLOCATORS = {
+    "native": [("native", "empty_like")],
+    "triton": [("triton_lightconv", "empty"), ("triton_dynamicconv", "empty")],
+}
 QUANTITIES = ("y", "grad_x", "grad_weight")
 
 
@@ -42,14 +50,17 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     calls = arguments.calls or (100 if arguments.reduced else 2000)
+    try:
+        backend = resolve_backend(Backend(arguments.backend), device=torch.device(arguments.device))
+    except LcmtError as error:
+        print(f"numerics: {error}", file=sys.stderr)
+        return error.exit_code
+    types = TYPES if backend.value != "triton" else TYPES[:-1]  # no float64
     rng, errors = random.Random(arguments.seed), Errors()
-    backend = resolve_backend(Backend(arguments.backend), device=torch.device(arguments.device))
-    with outputs_hold_nan():
+    with outputs_hold_nan(backend):
         for _ in range(calls):
-            compare(random_case(rng), errors, backend=backend, device=arguments.device)
-    print(
-        f"{calls} random calls of {arguments.backend} on {arguments.device}, seed {arguments.seed}"
-    )
+            compare(random_case(rng, types), errors, backend=backend, device=arguments.device)
+    print(f"{calls} random calls of {backend.value} on {arguments.device}, seed {arguments.seed}")
     return not errors.print(["function", "type", "quantity", "against"])
 
 
@@ -99,13 +110,18 @@ def call(
 
 
 @contextmanager
-def outputs_hold_nan() -> Iterator[None]:
+def outputs_hold_nan(backend: Backend) -> Iterator[None]:
     """An element that a kernel forgets to write is NaN."""
-    with patch.object(
-        native,
-        "empty_like",
-        lambda x: torch.full_like(x, torch.nan, memory_format=torch.contiguous_format),
-    ):
+    with ExitStack() as stack:
+        for name, function in ALLOCATORS.get(backend.value, ()):
+            module = import_module(f"lightconv_mt.ops.{name}")
+            allocate = getattr(module, function)
+
+            def filled(*shape: Any, allocate: Any = allocate, **options: Any) -> Tensor:
+                output: Tensor = allocate(*shape, **options).fill_(torch.nan)
+                return output
+
+            stack.enter_context(patch.object(module, function, filled))
         yield
 
 
