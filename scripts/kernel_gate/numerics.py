@@ -15,21 +15,12 @@ from torch import Tensor
 from kernel_gate import loops
 from kernel_gate.cases import TYPES, Case, random_case, tensors
 from kernel_gate.report import Errors
+from kernel_gate.steps import compare_steps, random_step_case
+from kernel_gate.tolerances import LEAST_SUM, TOLERANCES
 from lightconv_mt import ops
 from lightconv_mt.errors import LcmtError
 from lightconv_mt.ops import Backend, resolve_backend
 
-# Errors are measured in sums of absolute values of an element's terms: the two types that hold
-# the sums lose a few last places, the short ones half of their last place (and a little of the
-# sum's) when they are stored.
-TOLERANCES = {
-    torch.float64: 1e-13,
-    torch.float32: 2e-6,
-    torch.bfloat16: 1.02 * 2**-8,
-    torch.float16: 1.02 * 2**-11,
-}
-# Smaller sums than float16's least normal number are not held to a relative error.
-LEAST_SUM = 2**-14
 # Module and name of what gives the kernels' outputs their memory.
 ALLOCATORS = {
     "native": [("native", "empty_like")],
@@ -60,7 +51,13 @@ def main() -> int:
     with outputs_hold_nan(backend):
         for _ in range(calls):
             compare(random_case(rng, types), errors, backend=backend, device=arguments.device)
-    print(f"{calls} random calls of {backend.value} on {arguments.device}, seed {arguments.seed}")
+        for _ in range(calls // 4):
+            case = random_step_case(rng, types)
+            compare_steps(case, rng, errors, backend=backend, device=arguments.device)
+    print(
+        f"{calls} random calls of {backend.value} on {arguments.device}, {calls // 4} of its "
+        f"one-step functions, seed {arguments.seed}"
+    )
     return not errors.print(["function", "type", "quantity", "against"])
 
 

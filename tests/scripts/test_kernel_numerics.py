@@ -2,16 +2,17 @@
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from kernel_gate import cases, loops, numerics
+from kernel_gate import cases, loops, numerics, steps
 from kernel_gate.cases import Case
 from kernel_gate.report import Errors
-from lightconv_mt.ops import Backend, dispatch
+from lightconv_mt.ops import Backend, dispatch, reference
 from lightconv_mt.ops.reference import lightconv_reference
 
 CASE = Case(
@@ -97,6 +98,50 @@ def test_a_nan_that_leaks_backwards_is_found(monkeypatch: pytest.MonkeyPatch) ->
     assert not failures(compared(causal))
     monkeypatch.setattr(dispatch, "lightconv_reference", leaking)
     assert failures(compared(causal)) == {("y", "itself, NaN later")}
+
+
+def step_failures(errors: Errors) -> set[str]:
+    return {quantity[2] for quantity, worst in errors.found.items() if worst.failed}
+
+
+def compared_steps() -> Errors:
+    errors, rng = Errors(), random.Random(1)
+    for _ in range(10):
+        case = steps.random_step_case(rng, [torch.float32])
+        steps.compare_steps(case, rng, errors, backend=Backend.reference)
+    return errors
+
+
+def test_steps_of_the_reference_pass() -> None:
+    errors = compared_steps()
+    assert not step_failures(errors)
+    assert {quantity[2] for quantity in errors.found} == {"y", "ring"}
+
+
+def test_a_ring_that_is_not_turned_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("lightconv", "dynamicconv"):
+        name = f"{kind}_step_reference"
+        right = getattr(reference, name)
+
+        def unturned(x: Tensor, ring: Tensor, *rest: Tensor, right: Any = right, **options: bool):
+            return right(x, ring.clone(), *rest, **options)
+
+        monkeypatch.setattr(dispatch, name, unturned)
+    assert step_failures(compared_steps()) == {"y", "ring"}
+
+
+def test_positions_that_all_rows_share_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("lightconv", "dynamicconv"):
+        name = f"{kind}_step_reference"
+        right = getattr(reference, name)
+
+        def shared(
+            x: Tensor, ring: Tensor, at: Tensor, *rest: Tensor, right: Any = right, **options: bool
+        ) -> Tensor:
+            return right(x, ring, at[:1].expand_as(at), *rest, **options)
+
+        monkeypatch.setattr(dispatch, name, shared)
+    assert step_failures(compared_steps()) == {"y", "ring"}
 
 
 def test_nothing_compared_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
