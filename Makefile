@@ -5,10 +5,10 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format lint type bench-ops clean
+.PHONY: help install demo test check format lint type check-kernels test-gpu bench-ops bench-gpu clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
 
 install: $(STAMP) ## make .venv and install the tested versions into it
 
@@ -28,6 +28,13 @@ test: $(STAMP) ## run the whole test suite
 	$(BIN)/python -m pytest -q
 
 check: lint type test ## what continuous integration runs
+	$(BIN)/python scripts/check_kernels.py --reduced
+
+check-kernels: $(STAMP) ## check the kernels without a GPU: numbers, spills, bytes moved (20 minutes)
+	$(BIN)/python scripts/check_kernels.py
+
+test-gpu: $(STAMP) ## run the tests that need a GPU, under compute-sanitizer too where that is
+	$(BIN)/python scripts/test_gpu.py
 
 format: $(STAMP) ## rewrite the code in the house style
 	$(BIN)/ruff check --fix --quiet . || true
@@ -42,6 +49,9 @@ type: $(STAMP) ## check the types of the library
 
 bench-ops: $(STAMP) ## time the convolutions on one and two threads
 	$(BIN)/python scripts/bench_ops.py
+
+bench-gpu: $(STAMP) ## time the convolutions on a GPU
+	$(BIN)/python scripts/bench_gpu.py
 
 clean: ## remove .venv, caches and build output; runs/ stays
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

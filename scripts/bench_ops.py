@@ -14,9 +14,9 @@ from collections.abc import Callable
 from datetime import date
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from baselines import attention, unfold
 from lightconv_mt.ops import Backend, dynamicconv, lightconv
 from lightconv_mt.ops.native import load_library
 from lightconv_mt.train.memory import keep_freed_memory
@@ -63,7 +63,7 @@ def bench(
     weight = torch.randn(shape).to(dtype if name == "dynamicconv" else torch.float32)
     weight.requires_grad_()
     upstream = torch.randn_like(x)
-    candidates = candidate_functions(name, heads)
+    candidates = candidate_functions(name)
     expected = candidates["reference"](x, weight)
     times: dict[str, Times] = {"forward": {}, "backward": {}}
     for label, function in candidates.items():
@@ -99,7 +99,7 @@ def bench(
         print(f"{title:<62}{1e3 * best:8.3f} /{1e3 * median:7.3f}{limit / best:7.0%}   {others}")
 
 
-def candidate_functions(name: str, heads: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+def candidate_functions(name: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """What is timed, by label; every one takes x and raw weights."""
     function = lightconv if name == "lightconv" else dynamicconv
 
@@ -107,18 +107,6 @@ def candidate_functions(name: str, heads: int) -> dict[str, Callable[[Tensor, Te
         return lambda x, weight: function(
             x, weight, padding_left=weight.shape[-1] // 2, backend=which
         )
-
-    def unfold(x: Tensor, weight: Tensor) -> Tensor:
-        width = weight.shape[-1]
-        padded = F.pad(x, (0, 0, width // 2, width - 1 - width // 2))
-        windows = padded.unfold(1, width, 1).unflatten(2, (heads, -1))  # (B, T, H, C / H, K)
-        taps = weight.softmax(-1).to(x.dtype)[..., None]
-        return (windows @ taps).squeeze(-1).flatten(2)
-
-    def attention(x: Tensor, weight: Tensor) -> Tensor:
-        by_head = x.unflatten(-1, (heads, -1)).transpose(1, 2)
-        y = F.scaled_dot_product_attention(by_head, by_head, by_head)
-        return y.transpose(1, 2).flatten(2)
 
     names = {
         each.value: backend(each) for each in (Backend.reference, Backend.native, Backend.torch)

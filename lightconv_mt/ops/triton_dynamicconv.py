@@ -1,0 +1,401 @@
+"""DynamicConv on GPUs: softmax, weight dropout and convolution in one kernel, and its gradients.
+
+Forward reads x and the weights once and writes y. Backward keeps nothing from forward: a first
+kernel reads the weights and writes log(sum of exponentials) of every (position, head) to scratch;
+the second reads x, the gradient of y and the weights, and writes both gradients. Rows between two
+programs are read by both. No atomics.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightconv_mt.ops.triton_table import (
+    Launch,
+    architecture_of,
+    ceil_div,
+    choose_launch,
+    power_of_two,
+)
+from lightconv_mt.ops.triton_tiles import (
+    VARYING,
+    channels_together,
+    check_types,
+    empty,
+    keep,
+    launch,
+    load_rows,
+    locate_columns,
+    locate_runs,
+    random_words,
+)
+
+WIDEST_BLOCK = 128
+# Tile and warps of the kernel that sums exponentials.
+NORMALIZER_ELEMENTS = 2048
+NORMALIZER_WARPS = 4
+
+
+@triton.jit
+def load_weight_rows(weight_ptr, row, mask, WIDTH: tl.constexpr, WIDE: tl.constexpr):
+    """All K raw weights of rows (RUNS, 1), -inf behind the last: (RUNS, WIDE) float32."""
+    tap = tl.arange(0, WIDE)[None, :]
+    weight = tl.load(weight_ptr + row * WIDTH + tap, mask=mask & (tap < WIDTH), other=0.0)
+    return tl.where(tap < WIDTH, weight.to(tl.float32), -float("inf"))
+
+
+@triton.jit
+def add_taps(
+    sums,
+    first,
+    x,
+    weights,
+    WIDTH: tl.constexpr,
+    HEADS: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    TAPS: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """Add taps first..first + TAPS - 1 to the sums of all steps."""
+    pointers, start, time, stride, padding_left, valid = x
+    weight_ptr, line, tops, inverses, random = weights
+    for shift in tl.static_range(TAPS + STEPS - 1):
+        row = load_rows(pointers, start, time, stride, first + shift - padding_left, valid)
+        for step in tl.static_range(STEPS):
+            if shift - step >= 0 and shift - step < TAPS:
+                element = (line + step * HEADS) * WIDTH + (first + shift - step)
+                inside = start + step < time
+                tap = tl.load(weight_ptr + element, mask=inside, other=0.0).to(tl.float32)
+                if NORMALIZE:
+                    tap = tl.exp(tap - tops[step]) * inverses[step]
+                if DROPOUT:
+                    tap *= keep(element, random)
+                total = sums[step] + tap * row
+                sums = sums[:step] + (total,) + sums[step + 1 :]
+    return sums
+
+
+@triton.jit(do_not_specialize=VARYING)
+def dynamicconv_forward_kernel(
+    x_ptr,
+    weight_ptr,
+    y_ptr,
+    batch,
+    time,
+    x_batch_stride,
+    x_time_stride,
+    padding_left,
+    seed_low,
+    seed_high,
+    threshold,
+    scale,
+    HEADS: tl.constexpr,
+    SHARE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WIDE: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    COLS: tl.constexpr,
+    RUNS: tl.constexpr,
+    STEPS: tl.constexpr,
+    TAPS: tl.constexpr,
+):
+    program = tl.program_id(0)
+    head, channel, valid = locate_columns(program % BLOCKS, HEADS, SHARE, COLS, False)
+    sentence, start = locate_runs(program // BLOCKS, batch, time, WIDTH, RUNS, STEPS)
+    position = start.to(tl.int64)
+    line = (sentence * time + position) * HEADS + head
+    tops = ()
+    inverses = ()
+    for step in tl.static_range(STEPS):
+        if NORMALIZE:
+            inside = start + step < time
+            rows = load_weight_rows(weight_ptr, line + step * HEADS, inside, WIDTH, WIDE)
+            top = tl.max(rows, axis=1, keep_dims=True)
+            tops += (top,)
+            inverses += (1.0 / tl.sum(tl.exp(rows - top), axis=1, keep_dims=True),)
+    pointers = x_ptr + (sentence * x_batch_stride + position * x_time_stride) + channel
+    x = (pointers, start, time, x_time_stride, padding_left, valid)
+    weights = (weight_ptr, line, tops, inverses, (seed_low, seed_high, threshold, scale))
+    sums = (tl.zeros((RUNS, COLS), tl.float32),) * STEPS
+    rest: tl.constexpr = WIDTH % TAPS
+    for first in range(0, WIDTH - rest, TAPS):
+        sums = add_taps(sums, first, x, weights, WIDTH, HEADS, NORMALIZE, DROPOUT, TAPS, STEPS)
+    if rest > 0:
+        sums = add_taps(
+            *(sums, WIDTH - rest, x, weights, WIDTH, HEADS, NORMALIZE, DROPOUT, rest, STEPS)
+        )
+    y_pointers = y_ptr + (sentence * time + position) * (HEADS * SHARE) + channel
+    for step in tl.static_range(STEPS):
+        written = (start + step < time) & valid
+        tl.store(y_pointers + step * HEADS * SHARE, sums[step], mask=written)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def dynamicconv_normalizer_kernel(
+    weight_ptr, normalizer_ptr, tiles, WIDTH: tl.constexpr, WIDE: tl.constexpr, LINES: tl.constexpr
+):
+    """Log of the summed exponentials of each of `tiles` rows of K weights."""
+    line = tl.program_id(0).to(tl.int64) * LINES + tl.arange(0, LINES)[:, None]
+    rows = load_weight_rows(weight_ptr, line, line < tiles, WIDTH, WIDE)
+    top = tl.max(rows, axis=1, keep_dims=True)
+    total = tl.sum(tl.exp(rows - top), axis=1, keep_dims=True)
+    tl.store(normalizer_ptr + line, top + tl.log(total), mask=line < tiles)
+
+
+@triton.jit
+def add_weight_gradients(
+    gradients,
+    first,
+    grad_y,
+    x,
+    WIDE: tl.constexpr,
+    TAPS: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """Put the gradients of taps first..first + TAPS - 1 in their columns of (RUNS, WIDE)."""
+    pointers, start, time, stride, padding_left, valid = x
+    column = tl.arange(0, WIDE)[None, :]
+    for shift in tl.static_range(TAPS + STEPS - 1):
+        row = load_rows(pointers, start, time, stride, first + shift - padding_left, valid)
+        for step in tl.static_range(STEPS):
+            if shift - step >= 0 and shift - step < TAPS:
+                product = tl.sum(grad_y[step] * row, axis=1, keep_dims=True)
+                here = column == first + shift - step
+                added = gradients[step] + tl.where(here, product, 0.0)
+                gradients = gradients[:step] + (added,) + gradients[step + 1 :]
+    return gradients
+
+
+@triton.jit
+def add_input_gradients(
+    sums,
+    first,
+    grad_y,
+    weights,
+    WIDTH: tl.constexpr,
+    HEADS: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    TAPS: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """Add what taps first..first + TAPS - 1 carry back to x."""
+    pointers, start, time, stride, padding_left, valid = grad_y
+    weight_ptr, normalizer_ptr, line, random = weights
+    for shift in tl.static_range(TAPS + STEPS - 1):
+        # x[s] meets grad_y[s + padding_left - tap], and the weights of that position.
+        after = padding_left - first - (TAPS - 1) + shift
+        row = load_rows(pointers, start, time, stride, after, valid)
+        inside = (start + after >= 0) & (start + after < time)
+        there = line + after * HEADS
+        if NORMALIZE:
+            normalizer = tl.load(normalizer_ptr + there, mask=inside, other=0.0)
+        for step in tl.static_range(STEPS):
+            if shift - step >= 0 and shift - step < TAPS:
+                element = there * WIDTH + (first + TAPS - 1 - shift + step)
+                tap = tl.load(weight_ptr + element, mask=inside, other=0.0).to(tl.float32)
+                if NORMALIZE:
+                    tap = tl.exp(tap - normalizer)
+                if DROPOUT:
+                    tap *= keep(element, random)
+                total = sums[step] + tap * row
+                sums = sums[:step] + (total,) + sums[step + 1 :]
+    return sums
+
+
+@triton.jit(do_not_specialize=VARYING)
+def dynamicconv_backward_kernel(
+    grad_y_ptr,
+    x_ptr,
+    weight_ptr,
+    normalizer_ptr,
+    grad_x_ptr,
+    grad_weight_ptr,
+    batch,
+    time,
+    grad_y_batch_stride,
+    grad_y_time_stride,
+    x_batch_stride,
+    x_time_stride,
+    padding_left,
+    seed_low,
+    seed_high,
+    threshold,
+    scale,
+    HEADS: tl.constexpr,
+    SHARE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WIDE: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PARTS: tl.constexpr,
+    COLS: tl.constexpr,
+    RUNS: tl.constexpr,
+    STEPS: tl.constexpr,
+    TAPS: tl.constexpr,
+):
+    """All channels of one head, PARTS blocks of them."""
+    program = tl.program_id(0)
+    head = program % HEADS
+    sentence, start = locate_runs(program // HEADS, batch, time, WIDTH, RUNS, STEPS)
+    position = start.to(tl.int64)
+    line = (sentence * time + position) * HEADS + head
+    random = (seed_low, seed_high, threshold, scale)
+    weights = (weight_ptr, normalizer_ptr, line, random)
+    rest: tl.constexpr = WIDTH % TAPS
+    gradients = (tl.zeros((RUNS, WIDE), tl.float32),) * STEPS
+    for part in range(PARTS):
+        _, channel, valid = locate_columns(head * PARTS + part, HEADS, SHARE, COLS, False)
+        grad_y_pointers = (
+            grad_y_ptr + (sentence * grad_y_batch_stride + position * grad_y_time_stride) + channel
+        )
+        x_pointers = x_ptr + (sentence * x_batch_stride + position * x_time_stride) + channel
+        grad_y = (grad_y_pointers, start, time, grad_y_time_stride, padding_left, valid)
+        x = (x_pointers, start, time, x_time_stride, padding_left, valid)
+        own = ()
+        for step in tl.static_range(STEPS):
+            own += (load_rows(grad_y_pointers, start, time, grad_y_time_stride, step, valid),)
+        for first in range(0, WIDTH - rest, TAPS):
+            gradients = add_weight_gradients(gradients, first, own, x, WIDE, TAPS, STEPS)
+        if rest > 0:
+            gradients = add_weight_gradients(gradients, WIDTH - rest, own, x, WIDE, rest, STEPS)
+        sums = (tl.zeros((RUNS, COLS), tl.float32),) * STEPS
+        for first in range(0, WIDTH - rest, TAPS):
+            sums = add_input_gradients(
+                *(sums, first, grad_y, weights, WIDTH, HEADS, NORMALIZE, DROPOUT, TAPS, STEPS)
+            )
+        if rest > 0:
+            sums = add_input_gradients(
+                *(sums, WIDTH - rest, grad_y, weights),
+                *(WIDTH, HEADS, NORMALIZE, DROPOUT, rest, STEPS),
+            )
+        grad_x_pointers = grad_x_ptr + (sentence * time + position) * (HEADS * SHARE) + channel
+        for step in tl.static_range(STEPS):
+            written = (start + step < time) & valid
+            tl.store(grad_x_pointers + step * HEADS * SHARE, sums[step], mask=written)
+    tap = tl.arange(0, WIDE)[None, :]
+    for step in tl.static_range(STEPS):
+        inside = start + step < time
+        row = line + step * HEADS
+        gradient = gradients[step]
+        if DROPOUT:
+            gradient *= keep(row * WIDTH + tap, random)
+        if NORMALIZE:
+            normalizer = tl.load(normalizer_ptr + row, mask=inside, other=0.0)
+            taps = tl.exp(load_weight_rows(weight_ptr, row, inside, WIDTH, WIDE) - normalizer)
+            gradient = taps * (gradient - tl.sum(taps * gradient, axis=1, keep_dims=True))
+        written = inside & (tap < WIDTH)
+        tl.store(grad_weight_ptr + row * WIDTH + tap, gradient, mask=written)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one call is cut into programs."""
+
+    heads: int
+    share: int
+    width: int
+    tiles: int
+    launch: Launch
+
+    @classmethod
+    def of(cls, direction: str, x: Tensor, weight: Tensor) -> "Plan":
+        """Plan `forward` or `backward` for x (B, T, C) and weight (B, T, H, K)."""
+        (batch, time, channels), (heads, width) = x.shape, weight.shape[2:]
+        share = channels // heads
+        launch = choose_launch(
+            f"dynamicconv_{direction}",
+            width=width,
+            cols=min(power_of_two(share), WIDEST_BLOCK),
+            positions=batch * time,
+            architecture=architecture_of(x.device),
+        )
+        tiles = ceil_div(batch * ceil_div(time, launch.steps), launch.runs)
+        return cls(heads, share, width, tiles, launch)
+
+    @property
+    def parts(self) -> int:
+        """Blocks of channels of one head."""
+        return ceil_div(self.share, self.launch.cols)
+
+    def constants(self, *, normalize: bool, dropout: bool) -> dict[str, Any]:
+        """Compile-time arguments that the forward and backward kernels share."""
+        return {
+            **{"HEADS": self.heads, "SHARE": self.share, "WIDTH": self.width},
+            **{"WIDE": power_of_two(self.width), "NORMALIZE": normalize, "DROPOUT": dropout},
+            **self.launch.constants,
+        }
+
+    def normalizer_constants(self) -> dict[str, Any]:
+        """Compile-time arguments of the kernel that sums exponentials."""
+        wide = power_of_two(self.width)
+        return {"WIDTH": self.width, "WIDE": wide, "LINES": NORMALIZER_ELEMENTS // wide}
+
+
+def dynamicconv_triton(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    padding_left: int,
+    normalize: bool = True,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> Tensor:
+    """Same as `dynamicconv_reference`, without gradients; any types but float64."""
+    check_types(x, weight)
+    x, weight = channels_together(x), weight.contiguous()
+    y = empty(x.shape, dtype=x.dtype, device=x.device)
+    batch, time, _ = x.shape
+    plan = Plan.of("forward", x, weight)
+    blocks = plan.heads * plan.parts
+    launch(
+        *(dynamicconv_forward_kernel, plan.tiles * blocks, x),
+        *(x, weight, y, batch, time, *x.stride()[:2], padding_left),
+        *random_words(dropout, seed),
+        **plan.constants(normalize=normalize, dropout=dropout > 0.0),
+        **{"BLOCKS": blocks, "warps": plan.launch.warps},
+    )
+    return y
+
+
+def dynamicconv_triton_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    *,
+    padding_left: int,
+    normalize: bool = True,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `dynamicconv_triton` for x and weight, given that of y, in their dtypes."""
+    check_types(grad_y, x, weight)
+    grad_y, x, weight = channels_together(grad_y), channels_together(x), weight.contiguous()
+    batch, time, _ = x.shape
+    grad_x = empty(x.shape, dtype=x.dtype, device=x.device)
+    grad_weight = empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    normalizer = empty(weight.shape[:3], dtype=torch.float32, device=x.device)
+    plan = Plan.of("backward", x, weight)
+    if normalize:
+        constants = plan.normalizer_constants()
+        launch(
+            *(dynamicconv_normalizer_kernel, ceil_div(normalizer.numel(), constants["LINES"]), x),
+            *(weight, normalizer, normalizer.numel()),
+            **{**constants, "warps": NORMALIZER_WARPS},
+        )
+    launch(
+        *(dynamicconv_backward_kernel, plan.tiles * plan.heads, x),
+        *(grad_y, x, weight, normalizer, grad_x, grad_weight, batch, time),
+        *(*grad_y.stride()[:2], *x.stride()[:2], padding_left),
+        *random_words(dropout, seed),
+        **plan.constants(normalize=normalize, dropout=dropout > 0.0),
+        **{"PARTS": plan.parts, "warps": plan.launch.warps},
+    )
+    return grad_x, grad_weight

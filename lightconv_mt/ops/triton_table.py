@@ -1,0 +1,117 @@
+"""How the Triton kernels are launched: a table, so that nothing is tuned while a model runs.
+
+`UNTUNED` was chosen from the registers that the compiler reports. `TUNED` holds what
+scripts/tune_kernels.py measured on a GPU; it rewrites that part of this file.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+WIDTH_CLASSES = (4, 8, 16, 32, 255)
+# Upper ends of small and middling inputs, in positions of all sentences.
+SIZE_CLASSES = (512, 8192)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What a program works on, whatever the number of channels.
+
+    `elements` are those of one tile, runs x columns; `taps` 0 means all of them, unrolled.
+    """
+
+    elements: int
+    steps: int
+    taps: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """RUNS, STEPS, TAPS and COLS of a kernel (see ops/triton_tiles.py), and its warps."""
+
+    runs: int
+    steps: int
+    taps: int
+    cols: int
+    warps: int
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """Compile-time arguments of the kernel."""
+        return {"RUNS": self.runs, "STEPS": self.steps, "TAPS": self.taps, "COLS": self.cols}
+
+
+# Kernel and width class -> tiling.
+UNTUNED: dict[tuple[str, int], Tiling] = {
+    ("lightconv_forward", 4): Tiling(2048, 4, 0, 8),
+    ("lightconv_forward", 8): Tiling(2048, 4, 0, 8),
+    ("lightconv_forward", 16): Tiling(2048, 8, 5, 8),
+    ("lightconv_forward", 32): Tiling(2048, 8, 8, 8),
+    ("lightconv_forward", 255): Tiling(2048, 8, 8, 8),
+    ("lightconv_backward", 4): Tiling(2048, 4, 0, 8),
+    ("lightconv_backward", 8): Tiling(2048, 4, 4, 8),
+    ("lightconv_backward", 16): Tiling(2048, 4, 5, 8),
+    ("lightconv_backward", 32): Tiling(2048, 4, 4, 8),
+    ("lightconv_backward", 255): Tiling(2048, 4, 4, 8),
+    ("dynamicconv_forward", 4): Tiling(2048, 4, 0, 8),
+    ("dynamicconv_forward", 8): Tiling(2048, 4, 0, 8),
+    ("dynamicconv_forward", 16): Tiling(2048, 4, 5, 8),
+    ("dynamicconv_forward", 32): Tiling(2048, 4, 4, 8),
+    ("dynamicconv_forward", 255): Tiling(2048, 4, 4, 8),
+    ("dynamicconv_backward", 4): Tiling(2048, 4, 0, 8),
+    ("dynamicconv_backward", 8): Tiling(2048, 4, 0, 8),
+    ("dynamicconv_backward", 16): Tiling(2048, 4, 5, 8),
+    ("dynamicconv_backward", 32): Tiling(2048, 4, 4, 8),
+    ("dynamicconv_backward", 255): Tiling(1024, 1, 4, 8),
+    ("lightconv_step", 255): Tiling(512, 1, 0, 4),
+    ("dynamicconv_step", 255): Tiling(512, 1, 0, 4),
+}
+
+# Kernel, architecture, width class, columns and size class -> tiling.
+TUNED: dict[tuple[str, str, int, int, int], Tiling] = {}
+
+
+def choose_launch(
+    kernel: str, *, width: int, cols: int, positions: int, architecture: str
+) -> Launch:
+    """The launch of a kernel for a width, columns of a program and positions of all sentences."""
+    width_class = next(end for end in WIDTH_CLASSES if width <= end)
+    size_class = sum(positions > end for end in SIZE_CLASSES)
+    tiling = TUNED.get((kernel, architecture, width_class, cols, size_class))
+    if tiling is None:
+        tiling = UNTUNED[kernel, width_class]
+        # Few positions: smaller programs, that there are enough of them for every processor.
+        shrink = 4 if size_class == 0 else 2 if size_class == 1 else 1
+        tiling = Tiling(
+            tiling.elements // shrink, tiling.steps, tiling.taps, max(1, tiling.warps // shrink)
+        )
+    return Launch(
+        runs=max(1, tiling.elements // cols),
+        steps=tiling.steps,
+        taps=min(tiling.taps or width, width),
+        cols=cols,
+        warps=tiling.warps,
+    )
+
+
+def power_of_two(value: int) -> int:
+    """The smallest power of two that is not below a value of at least 1."""
+    return 1 << (value - 1).bit_length()
+
+
+def ceil_div(value: int, unit: int) -> int:
+    """Units needed to hold a value."""
+    return -(-value // unit)
+
+
+@cache
+def architecture_of(device: torch.device) -> str:
+    """A GPU's architecture as compilers spell it, like sm_90 or gfx942; `none` for a CPU."""
+    if device.type != "cuda":
+        return "none"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return str(properties.gcnArchName).partition(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
