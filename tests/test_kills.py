@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -107,44 +108,72 @@ def train_in_child(config: TrainRunConfig) -> int:
         try:
             os.setsid()
             code = assemble.train(config)
+        except Exception:
+            traceback.print_exc()
+        except KeyboardInterrupt:  # before training has begun
+            code = 130
         finally:
             os._exit(code)
     return child
 
 
-def test_kills_at_random_moments_change_no_bit(
-    data: CorpusConfig, tmp_path: Path, thorough: bool, figure: Callable[[str], None]
-) -> None:
-    straight = configure(data, tmp_path / "straight")
-    # In a child too: torch's threads, once started here, would not survive the forks to come.
-    started = time.monotonic()
-    assert os.waitstatus_to_exitcode(os.waitpid(train_in_child(straight), 0)[1]) == 0
-    usual = time.monotonic() - started
-    expected = digests(tmp_path / "straight")
-    wanted, kills, seed = 200 if thorough else 25, 0, 7
-    rng = random.Random(seed)
-    for run in itertools.count():
-        config = configure(data, tmp_path / f"run{run}")
-        while True:
-            child = train_in_child(config)
-            # Some die at once, some after a few steps; most never reach the end.
-            deadline = time.monotonic() + rng.uniform(0.0, 0.6 * usual)
-            while (
-                time.monotonic() < deadline
-                and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-            ):
-                time.sleep(0.005)
-            if kills < wanted:
-                os.kill(child, signal.SIGKILL)
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            if code == 0:
+def interrupt_until_done(
+    config: TrainRunConfig, signals: Iterator[signal.Signals], rng: random.Random, seconds: float
+) -> list[int]:
+    """Start a run, send it a signal after up to `seconds`, again and again; returns exit codes."""
+    codes: list[int] = []
+    while not codes or codes[-1] != 0:
+        child = train_in_child(config)
+        deadline = time.monotonic() + rng.uniform(0.0, seconds)
+        while time.monotonic() < deadline:
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 break
-            assert code == -signal.SIGKILL, f"seed {seed}, run {run}, kill {kills}"
-            kills += 1
-        assert digests(tmp_path / f"run{run}") == expected, f"seed {seed}, run {run}, kill {kills}"
-        if kills >= wanted:
+            time.sleep(0.005)
+        number = next(signals, None)
+        if number is not None:
+            os.kill(child, number)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        assert codes[-1] in (0, *((-number, 128 + number) if number else ()))
+        with pytest.raises(ProcessLookupError):  # no worker outlives its trainer
+            os.killpg(child, 0) or time.sleep(1.0) or os.killpg(child, 0)
+    return codes
+
+
+def straight_run(data: CorpusConfig, run_dir: Path) -> tuple[dict[str, str], float]:
+    """Digests of a run that is left alone, and how long it takes."""
+    started = time.monotonic()
+    # In a child too: torch's threads, once started here, would not survive the forks to come.
+    child = train_in_child(configure(data, run_dir))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    return digests(run_dir), time.monotonic() - started
+
+
+@pytest.mark.parametrize("kind", ["kill -9", "signal"])
+@pytest.mark.timeout(3600)
+def test_interruptions_at_random_moments_change_no_bit(
+    data: CorpusConfig, tmp_path: Path, thorough: bool, figure: Callable[[str], None], kind: str
+) -> None:
+    expected, usual = straight_run(data, tmp_path / "straight")
+    seed = 7
+    rng = random.Random(seed)
+    if kind == "kill -9":
+        wanted, kinds, workers = 200 if thorough else 25, [signal.SIGKILL], (0,)
+    else:
+        wanted, workers = 100 if thorough else 12, (0, 2)
+        kinds = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+    codes: list[int] = []
+    for run in itertools.count():
+        rest = itertools.islice(itertools.cycle(kinds), max(0, wanted - len(codes) + run))
+        config = configure(data, tmp_path / f"run{run}", workers=workers[run % len(workers)])
+        codes += interrupt_until_done(config, rest, rng, 0.6 * usual)
+        assert digests(tmp_path / f"run{run}") == expected, f"seed {seed}, run {run}"
+        if sum(code != 0 for code in codes) >= wanted:
             break
-    figure(f"kill -9: {kills} kills over {run + 1} runs, 0 differences (seed {seed})")
+    saved = sum(code > 0 for code in codes)
+    figure(
+        f"{kind}: {sum(code != 0 for code in codes)} times over {run + 1} runs, "
+        f"{saved} of them saved first, 0 differences (seed {seed})"
+    )
 
 
 def matrix(thorough: bool) -> Iterator[dict[str, Any]]:

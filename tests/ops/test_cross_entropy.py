@@ -13,7 +13,9 @@ from lightconv_mt.ops.native import NativeUnavailableError, load_library
 try:
     load_library(source="cross_entropy.cpp")
     BACKENDS = [Backend.torch, Backend.native]
-except NativeUnavailableError:
+except NativeUnavailableError as error:
+    if "no C++ compiler" not in str(error):
+        raise
     BACKENDS = [Backend.torch]
 
 # Rounding of the gradient, whose entries are at most about 1 + agreement.

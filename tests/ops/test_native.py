@@ -21,6 +21,8 @@ TOLERANCE = {
 try:
     native.load_library()
 except native.NativeUnavailableError as error:
+    if "no C++ compiler" not in str(error):
+        raise
     pytest.skip(f"no native kernels: {error}", allow_module_level=True)
 
 
