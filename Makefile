@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format lint type check-kernels test-gpu bench-ops bench-gpu clean
+.PHONY: help install demo test check format lint type check-kernels test-gpu reliability bench-ops bench-gpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
@@ -35,6 +35,9 @@ check-kernels: $(STAMP) ## check the kernels without a GPU: numbers, spills, byt
 
 test-gpu: $(STAMP) ## run the tests that need a GPU, under compute-sanitizer too where that is
 	$(BIN)/python scripts/test_gpu.py
+
+reliability: $(STAMP) ## interrupt training runs hundreds of times (half an hour)
+	$(BIN)/python -m pytest -q --thorough tests/test_kills.py tests/train
 
 format: $(STAMP) ## rewrite the code in the house style
 	$(BIN)/ruff check --fix --quiet . || true
