@@ -64,7 +64,15 @@ class TokenMixer(nn.Module, ABC):
 
     @abstractmethod
     def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        """Mix T >= 1 positions after those in `state`; x (N, T, C) -> (N, T, C) and next state."""
+        """Mix T >= 1 positions after those in `state`, without gradients.
+
+        Args:
+            x: (N, T, C) float.
+            state: used once, since the next state may have overwritten its tensors.
+
+        Returns:
+            (N, T, C) and the next state.
+        """
 
 
 MIXERS: dict[str, type[MixerConfig]] = {}

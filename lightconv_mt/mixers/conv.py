@@ -87,8 +87,8 @@ class ConvMixer(TokenMixer):
         """Convolve x (B, T, conv_dim), zero at padding."""
 
     @abstractmethod
-    def convolve_step(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolve T new positions after K - 1 frames, both (N, ., conv_dim)."""
+    def convolve_step(self, x: Tensor, ring: Tensor, position: Tensor) -> Tensor:
+        """Convolve T new positions (N, T, conv_dim) after those in a ring; see `ops`."""
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Mix (B, T, C); the convolution reads zeros at padding."""
@@ -96,15 +96,21 @@ class ConvMixer(TokenMixer):
         return self.output_projection(self.convolve(gated))
 
     def initial_state(self, batch_size: int) -> MixerState:
-        """K - 1 zero frames: taps left of the sentence add nothing."""
+        """A ring of K - 1 zero slots (N, K - 1, conv_dim), and how many positions were read (N,).
+
+        Taps left of the sentence meet zeros and add nothing.
+        """
         weight = self.output_projection.weight
-        return (weight.new_zeros(batch_size, self.kernel_size - 1, self.conv_dim),)
+        ring = weight.new_zeros(batch_size, self.kernel_size - 1, self.conv_dim)
+        return (ring, torch.zeros(batch_size, dtype=torch.int64, device=weight.device))
 
     def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        """Mix T new positions (N, T, C)."""
+        """Mix T new positions (N, T, C); the state is used once, its ring is overwritten."""
+        ring, position = state
         gated = self._gate(x)
-        y, frames = self.convolve_step(gated, state[0].to(gated.dtype))
-        return self.output_projection(y), (frames,)
+        ring = ring.to(gated.dtype)
+        y = self.convolve_step(gated, ring, position)
+        return self.output_projection(y), (ring, position + x.shape[1])
 
     def _gate(self, x: Tensor) -> Tensor:
         projected = self.input_projection(

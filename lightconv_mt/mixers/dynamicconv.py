@@ -44,9 +44,16 @@ class DynamicConvMixer(ConvMixer):
             backend=self.slot.backend,
         )
 
-    def convolve_step(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def convolve_step(self, x: Tensor, ring: Tensor, position: Tensor) -> Tensor:
         """Convolve T new positions."""
-        return dynamicconv_step(x, frames, self.predict_kernels(x), normalize=self.config.normalize)
+        return dynamicconv_step(
+            x,
+            ring,
+            position,
+            self.predict_kernels(x),
+            normalize=self.config.normalize,
+            backend=self.slot.backend,
+        )
 
     def predict_kernels(self, x: Tensor) -> Tensor:
         """Raw kernels for x (B, T, conv_dim): (B, T, H, K), before the softmax."""

@@ -44,6 +44,13 @@ class LightConvMixer(ConvMixer):
             backend=self.slot.backend,
         )
 
-    def convolve_step(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def convolve_step(self, x: Tensor, ring: Tensor, position: Tensor) -> Tensor:
         """Convolve T new positions."""
-        return lightconv_step(x, frames, self.kernel, normalize=self.config.normalize)
+        return lightconv_step(
+            x,
+            ring,
+            position,
+            self.kernel,
+            normalize=self.config.normalize,
+            backend=self.slot.backend,
+        )

@@ -10,8 +10,18 @@ from torch import Tensor
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.ops.banded import dynamicconv_banded, lightconv_banded
 from lightconv_mt.ops.native import NativeUnavailableError, load_library
-from lightconv_mt.ops.reference import dynamicconv_reference, lightconv_reference
-from lightconv_mt.ops.register import dynamicconv_kernel, lightconv_kernel
+from lightconv_mt.ops.reference import (
+    dynamicconv_reference,
+    dynamicconv_step_reference,
+    lightconv_reference,
+    lightconv_step_reference,
+)
+from lightconv_mt.ops.register import (
+    dynamicconv_kernel,
+    dynamicconv_step_kernel,
+    lightconv_kernel,
+    lightconv_step_kernel,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +138,83 @@ def dynamicconv(
     return function(
         x, weight, padding_left=padding_left, normalize=normalize, dropout=dropout, seed=seed
     )
+
+
+def lightconv_step(
+    x: Tensor,
+    ring: Tensor,
+    position: Tensor,
+    weight: Tensor,
+    *,
+    normalize: bool = True,
+    backend: Backend = Backend.auto,
+) -> Tensor:
+    """Causal lightweight convolution of T new positions; see `reference.lightconv_step_reference`.
+
+    Args:
+        x: (N, T, C) float.
+        ring: (N, K - 1, C) in x's dtype, contiguous; the last K - 1 inputs of each row, that of
+            position p in slot p % (K - 1), zeros before the sentence. Overwritten.
+        position: (N,) int64, positions of each row read before this call; not changed.
+        weight: (H, K) float, before the softmax.
+        normalize: softmax over the K taps.
+        backend: which implementation; all agree, `torch` is the reference.
+
+    Returns:
+        (N, T, C) in x's dtype.
+
+    Raises:
+        RuntimeError: when a gradient is asked for.
+    """
+    _check_step(x, ring, position, weight)
+    if backend is Backend.auto:
+        backend, _ = _fastest(x.device.type)
+    function = lightconv_step_kernel if backend is Backend.native else lightconv_step_reference
+    return function(x, ring, position, weight, normalize=normalize)
+
+
+def dynamicconv_step(
+    x: Tensor,
+    ring: Tensor,
+    position: Tensor,
+    weight: Tensor,
+    *,
+    normalize: bool = True,
+    backend: Backend = Backend.auto,
+) -> Tensor:
+    """One-step dynamic convolution; weight (N, T, H, K) before the softmax, as `lightconv_step`."""
+    if weight.shape[:2] != x.shape[:2]:
+        raise ValueError(
+            f"dynamicconv_step: weight is for {tuple(weight.shape[:2])} positions, "
+            f"x has {tuple(x.shape[:2])}"
+        )
+    _check_step(x, ring, position, weight)
+    if backend is Backend.auto:
+        backend, _ = _fastest(x.device.type)
+    function = dynamicconv_step_kernel if backend is Backend.native else dynamicconv_step_reference
+    return function(x, ring, position, weight, normalize=normalize)
+
+
+def _check_step(x: Tensor, ring: Tensor, position: Tensor, weight: Tensor) -> None:
+    rows, _, channels = x.shape
+    heads, width = weight.shape[-2:]
+    _check(x, heads=heads, width=width, padding_left=width - 1)
+    if ring.shape != (rows, width - 1, channels) or ring.dtype is not x.dtype:
+        raise ValueError(
+            f"the ring is {tuple(ring.shape)} {ring.dtype} but must be "
+            f"{(rows, width - 1, channels)} {x.dtype}"
+        )
+    if not ring.is_contiguous():
+        raise ValueError("the ring must be contiguous")
+    if position.shape != (rows,) or position.dtype is not torch.int64:
+        raise ValueError(
+            f"positions are {tuple(position.shape)} {position.dtype} but must be "
+            f"{(rows,)} torch.int64"
+        )
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or ring.requires_grad):
+        raise RuntimeError(
+            "a step overwrites its ring and has no gradient; call it under torch.no_grad()"
+        )
 
 
 def _check(x: Tensor, *, heads: int, width: int, padding_left: int) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import shutil
+import struct
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -24,19 +25,9 @@ class NativeUnavailableError(RuntimeError):
     """There are no native kernels here, and why."""
 
 
-class _Call(ctypes.Structure):
-    """`Call` of csrc/kernels.cpp."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "grad_y")),
-        *((name, ctypes.c_void_p) for name in ("y", "grad_x", "grad_weight")),
-        *((name, ctypes.c_int64) for name in ("batch", "time", "channels", "heads", "width")),
-        *((name, ctypes.c_int64) for name in ("padding_left", "x_batch_stride", "x_time_stride")),
-        *((name, ctypes.c_int64) for name in ("grad_y_batch_stride", "grad_y_time_stride")),
-        ("seed", ctypes.c_uint64),
-        ("dropout", ctypes.c_double),
-        *((name, ctypes.c_int64) for name in ("normalize", "threads", "type")),
-    )
+# `Call` and `StepCall` of csrc/, packed here: a ctypes.Structure costs more than a small kernel.
+_CALL = struct.Struct("=6Q10qQd3q")
+_STEP_CALL = struct.Struct("=5Q12q")
 
 
 def lightconv_native(
@@ -118,6 +109,20 @@ def dynamicconv_native_backward(
     return grads
 
 
+def lightconv_step_native(
+    x: Tensor, ring: Tensor, position: Tensor, weight: Tensor, *, normalize: bool = True
+) -> Tensor:
+    """Same as `lightconv_step_reference`; the ring is contiguous."""
+    return _run_step(x, ring, position, weight, normalize=normalize, dynamic=False)
+
+
+def dynamicconv_step_native(
+    x: Tensor, ring: Tensor, position: Tensor, weight: Tensor, *, normalize: bool = True
+) -> Tensor:
+    """Same as `dynamicconv_step_reference`; the ring is contiguous."""
+    return _run_step(x, ring, position, weight, normalize=normalize, dynamic=True)
+
+
 @cache
 def load_library(march: str = "native", *, source: str = "kernels.cpp") -> ctypes.CDLL:
     """Build the kernels if they are not built yet, and load them.
@@ -152,8 +157,8 @@ def _build(march: str, source: str) -> Path:
     if platform.machine() in ("arm64", "aarch64"):
         flags[0] = f"-mcpu={march}"
     digest = hashlib.sha256(repr((flags, compiler, _compiler_version(compiler), _cpu())).encode())
-    for name in (source, "vector.h"):
-        digest.update((SOURCES / name).read_bytes())
+    for path in (SOURCES / source, *sorted(SOURCES.glob("*.h"))):
+        digest.update(path.read_bytes())
     cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     path = Path(cache_home) / "lightconv_mt" / "kernels" / f"{digest.hexdigest()[:24]}.so"
     if path.exists():
@@ -220,31 +225,60 @@ def _run(
     (batch, time, channels), (heads, width) = x.shape, weight.shape[-2:]
     padding_left, normalize, dropout, seed = options
     grad_x, grad_weight = grads or (None, None)
-    call = _Call(
-        x=x.data_ptr(),
-        weight=weight.data_ptr(),
-        grad_y=None if grad_y is None else grad_y.data_ptr(),
-        y=None if y is None else y.data_ptr(),
-        grad_x=None if grad_x is None else grad_x.data_ptr(),
-        grad_weight=None if grad_weight is None else grad_weight.data_ptr(),
-        batch=batch,
-        time=time,
-        channels=channels,
-        heads=heads,
-        width=width,
-        padding_left=padding_left,
-        x_batch_stride=x.stride(0),
-        x_time_stride=x.stride(1),
-        grad_y_batch_stride=0 if grad_y is None else grad_y.stride(0),
-        grad_y_time_stride=0 if grad_y is None else grad_y.stride(1),
-        seed=seed,
-        dropout=dropout,
-        normalize=normalize,
-        threads=torch.get_num_threads(),
-        type=_TYPES[x.dtype],
+    call = _CALL.pack(
+        x.data_ptr(),
+        weight.data_ptr(),
+        0 if grad_y is None else grad_y.data_ptr(),
+        0 if y is None else y.data_ptr(),
+        0 if grad_x is None else grad_x.data_ptr(),
+        0 if grad_weight is None else grad_weight.data_ptr(),
+        batch,
+        time,
+        channels,
+        heads,
+        width,
+        padding_left,
+        x.stride(0),
+        x.stride(1),
+        0 if grad_y is None else grad_y.stride(0),
+        0 if grad_y is None else grad_y.stride(1),
+        seed,
+        dropout,
+        normalize,
+        torch.get_num_threads(),
+        _TYPES[x.dtype],
     )
-    if getattr(load_library(), name)(ctypes.byref(call)):
+    if getattr(load_library(), name)(call):
         raise MemoryError(f"{name}: not enough memory for {tuple(x.shape)}")
+
+
+def _run_step(
+    x: Tensor, ring: Tensor, position: Tensor, weight: Tensor, *, normalize: bool, dynamic: bool
+) -> Tensor:
+    x, position, weight = _rows(x), position.contiguous(), weight.contiguous()
+    sums = torch.float64 if x.dtype is torch.float64 else torch.float32
+    if weight.dtype is not x.dtype:
+        weight = weight.to(sums)
+    y = empty_like(x)
+    call = _STEP_CALL.pack(
+        x.data_ptr(),
+        weight.data_ptr(),
+        position.data_ptr(),
+        ring.data_ptr(),
+        y.data_ptr(),
+        *x.shape,
+        *weight.shape[-2:],
+        x.stride(0),
+        x.stride(1),
+        normalize,
+        torch.get_num_threads(),
+        _TYPES[x.dtype],
+        weight.dtype is sums,
+        dynamic,
+    )
+    if load_library().lcmt_step(call):
+        raise MemoryError(f"one step: not enough memory for {tuple(x.shape)}")
+    return y
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -71,30 +71,31 @@ def dynamicconv_reference(
     return _convolve(x, taps, padding_left)
 
 
-def lightconv_step(
-    x: Tensor, frames: Tensor, weight: Tensor, *, normalize: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Causal lightweight convolution of T new positions after K - 1 remembered ones.
+def lightconv_step_reference(
+    x: Tensor, ring: Tensor, position: Tensor, weight: Tensor, *, normalize: bool = True
+) -> Tensor:
+    """Causal lightweight convolution of T new positions after those a ring remembers.
 
     Args:
-        x: (N, T, C) new inputs, T >= 1.
-        frames: (N, K - 1, C) the inputs before them, oldest first, zeros before the sentence
-            begins.
+        x: (N, T, C) new inputs, one position after the other.
+        ring: (N, K - 1, C) in x's dtype, the inputs before them: that of position p in slot p % (K
+            - 1). Zeros before the sentence begins. Overwritten with the new inputs.
+        position: (N,) int64, how many positions of each row were read before.
         weight: (H, K) before the softmax.
         normalize: as in `lightconv_reference`.
 
     Returns:
-        y (N, T, C) and the next frames (N, K - 1, C).
+        y (N, T, C) in x's dtype.
     """
     taps = normalized_taps(weight, normalize=normalize)
-    return _step(x, frames, taps[None, None])
+    return _step(x, ring, position, taps.expand(*x.shape[:2], *taps.shape))
 
 
-def dynamicconv_step(
-    x: Tensor, frames: Tensor, weight: Tensor, *, normalize: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Causal dynamic convolution of T new positions; weight (N, T, H, K), see `lightconv_step`."""
-    return _step(x, frames, normalized_taps(weight, normalize=normalize))
+def dynamicconv_step_reference(
+    x: Tensor, ring: Tensor, position: Tensor, weight: Tensor, *, normalize: bool = True
+) -> Tensor:
+    """As `lightconv_step_reference`, each new position with its own kernel: weight (N, T, H, K)."""
+    return _step(x, ring, position, normalized_taps(weight, normalize=normalize))
 
 
 def normalized_taps(
@@ -143,9 +144,19 @@ def _convolve(x: Tensor, taps: Tensor, padding_left: int) -> Tensor:
     return y.flatten(-2).to(x.dtype)
 
 
-def _step(x: Tensor, frames: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
-    heads, width = taps.shape[-2:]
-    history = torch.cat([frames, x], dim=1)  # (N, K - 1 + T, C)
-    windows = history.unflatten(-1, (heads, -1)).unfold(1, width, 1)  # (N, T, H, C / H, K)
-    y = (windows.to(taps.dtype) @ taps[..., None]).squeeze(-1).flatten(-2)
-    return y.to(x.dtype), history[:, x.shape[1] :]
+def _step(x: Tensor, ring: Tensor, position: Tensor, taps: Tensor) -> Tensor:
+    """Taps are (N, T, H, K)."""
+    slots, heads = ring.shape[1], taps.shape[2]
+    row = torch.arange(x.shape[0], device=x.device)
+    age = torch.arange(slots, device=x.device)
+    y = torch.empty_like(x)
+    for time in range(x.shape[1]):
+        window = x[:, time, None]
+        if slots:
+            # The oldest input lies where the new one goes.
+            slot = (position[:, None] + time + age) % slots  # (N, K - 1)
+            window = torch.cat([ring[row[:, None], slot], window], dim=1)  # (N, K, C)
+            ring[row, slot[:, 0]] = x[:, time]
+        by_head = window.unflatten(-1, (heads, -1)).to(taps.dtype)  # (N, K, H, C / H)
+        y[:, time] = torch.einsum("nkhc,nhk->nhc", by_head, taps[:, time]).flatten(1)
+    return y

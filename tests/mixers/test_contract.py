@@ -86,6 +86,7 @@ def test_padding_never_reaches_a_real_position(
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 16])
+@torch.no_grad()
 def test_steps_equal_forward(name: str, width: int, chunk: int) -> None:
     mixer = build(name, causal=True, width=width)
     x, mask = inputs(16)
@@ -97,6 +98,7 @@ def test_steps_equal_forward(name: str, width: int, chunk: int) -> None:
     torch.testing.assert_close(torch.cat(outputs, dim=1), mixer(x, mask), rtol=0, atol=1e-12)
 
 
+@torch.no_grad()
 def test_state_rows_can_be_reordered_and_repeated(name: str) -> None:
     mixer = build(name, causal=True, width=4)
     x, mask = inputs(8)

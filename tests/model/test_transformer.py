@@ -89,6 +89,7 @@ def test_left_padding_gives_the_same_numbers() -> None:
         {"decoder_dim": 12, "decoder_ffn_dim": 20, "decoder_num_heads": 3, "tying": Tying.decoder},
     ],
 )
+@torch.no_grad()
 def test_steps_equal_forward_for_every_beam_row(mixer: str, sizes: dict[str, Any]) -> None:
     model = build(mixer, **sizes)
     src, src_mask = sentences([9, 4])
@@ -111,6 +112,7 @@ def test_steps_equal_forward_for_every_beam_row(mixer: str, sizes: dict[str, Any
 
 
 @pytest.mark.parametrize("mixer", sorted(MIXERS))
+@torch.no_grad()
 def test_rows_are_reordered_and_sentences_dropped(mixer: str) -> None:
     model = build(mixer)
     src, src_mask = sentences([9, 4, 6])

@@ -7,9 +7,7 @@ from torch import Tensor
 from lightconv_mt.ops.masks import keep_mask
 from lightconv_mt.ops.reference import (
     dynamicconv_reference,
-    dynamicconv_step,
     lightconv_reference,
-    lightconv_step,
     mask_outside_taps,
 )
 
@@ -79,28 +77,6 @@ def test_masking_outside_taps_keeps_all_mass() -> None:
             x, mask_outside_taps(weight, padding_left), padding_left=padding_left
         )
         torch.testing.assert_close(y, x)
-
-
-@pytest.mark.parametrize("width", [1, 2, 3, 31])
-@pytest.mark.parametrize("chunk", [1, 2, 3, 7])
-def test_steps_equal_the_whole_sequence(width: int, chunk: int) -> None:
-    x = torch.randn(2, 21, 6, dtype=torch.float64)
-    shared, own = (
-        torch.randn(3, width, dtype=torch.float64),
-        torch.randn(2, 21, 3, width, dtype=torch.float64),
-    )
-    frames = dynamic_frames = x.new_zeros(2, width - 1, 6)
-    light, dynamic = [], []
-    for start in range(0, 21, chunk):
-        new = slice(start, start + chunk)
-        y, frames = lightconv_step(x[:, new], frames, shared)
-        light.append(y)
-        y, dynamic_frames = dynamicconv_step(x[:, new], dynamic_frames, own[:, new])
-        dynamic.append(y)
-    whole = lightconv_reference(x, shared, padding_left=width - 1)
-    torch.testing.assert_close(torch.cat(light, 1), whole, rtol=0, atol=1e-12)
-    whole = dynamicconv_reference(x, own, padding_left=width - 1)
-    torch.testing.assert_close(torch.cat(dynamic, 1), whole, rtol=0, atol=1e-12)
 
 
 def test_bfloat16_is_summed_in_float32() -> None:

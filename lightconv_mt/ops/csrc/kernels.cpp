@@ -5,13 +5,13 @@
 // kMaxVectors vectors of channels into a panel of accumulators, so that wide strides, narrow types
 // and channel counts that fill no vector are dealt with once, and then multiplies from there.
 #include <algorithm>
-#include <cstdlib>
 #include <vector>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-#include "vector.h"
+#include "step.h"
+#include "taps.h"
 
 namespace {
 
@@ -25,32 +25,6 @@ constexpr int kMaxRows[] = {0, 8, 6};
 constexpr i64 kStretch = 512;  // positions of a task; two panels of them stay in the L2 cache
 constexpr int kTimeBlock = 4;  // rows of the output gradient held in registers for weight gradients
 
-i64 round_up(i64 value, i64 unit) { return (value + unit - 1) / unit * unit; }
-
-// Scratch memory of a thread, kept between calls.
-struct Scratch {
-  void* data = nullptr;
-  size_t size = 0;
-  ~Scratch() { std::free(data); }
-  template <class A>
-  A* get(i64 count) {
-    size_t wanted = round_up(std::max<i64>(count, 1) * sizeof(A), 64);
-    if (wanted > size) {
-      std::free(data);
-      data = std::aligned_alloc(64, wanted);
-      size = data ? wanted : 0;
-      if (!data) throw std::bad_alloc();
-    }
-    return static_cast<A*>(data);
-  }
-};
-
-enum Slot { kInput, kGradient, kTaps, kSoftmax, kWeightGradient, kSlots };
-Scratch& scratch(Slot slot) {
-  thread_local Scratch slots[kSlots];
-  return slots[slot];
-}
-
 // One call, as the Python side describes it. Strides count elements; channels lie side by side.
 struct Call {
   const void *x, *weight, *grad_y;
@@ -61,60 +35,6 @@ struct Call {
   double dropout;
   i64 normalize, threads, type;
 };
-
-// ---------------------------------------------------------------- taps: softmax, then dropout
-
-template <class A>
-A inverse_keep(const Call& call) {
-  return A(1.0 / (1.0 - call.dropout));
-}
-
-// Multiply a row of taps by its dropout mask; `first` is the index of its first element.
-template <class A>
-void drop(const Call& call, u32 first, A* taps) {
-  u32 low = u32(call.seed), high = u32(call.seed >> 32);
-  u32 threshold = u32(std::min(std::nearbyint(call.dropout * 4294967296.0), 4294967295.0));
-  A scale = inverse_keep<A>(call);
-  for (i64 tap = 0; tap < call.width; ++tap) {
-    u32 word = lowbias32(lowbias32((first + u32(tap)) ^ low) ^ high);
-    taps[tap] = word >= threshold ? taps[tap] * scale : A(0);
-  }
-}
-
-// Softmax of `rows` rows of raw weights into rows of `stride`, zero beyond the width.
-template <class S, class A>
-void normalize_rows(const Call& call, const S* raw, i64 raw_stride, i64 rows, A* taps, i64 stride) {
-  constexpr int W = Lanes<A>::count;
-  const A lowest = -std::numeric_limits<A>::infinity();
-  const i64 whole = call.width / W;
-  const int rest = int(call.width % W);
-  for (i64 row = 0; row < rows; ++row, raw += raw_stride, taps += stride) {
-    if (!call.normalize) {
-      for (i64 v = 0; v < whole; ++v) store(taps + v * W, load(raw + v * W));
-      if (rest) store(taps + whole * W, load_part(raw + whole * W, rest, A(0)));
-      continue;
-    }
-    Vec<A> top = rest ? load_part(raw + whole * W, rest, lowest) : load(raw);
-    for (i64 v = 0; v < whole; ++v) {
-      Vec<A> value = load(raw + v * W);
-      top = value > top ? value : top;
-    }
-    A highest = max_lanes<A>(top);
-    Vec<A> sum = {};
-    for (i64 v = 0; v < whole; ++v) {
-      Vec<A> value = exp_negative(load(raw + v * W) - highest);
-      store(taps + v * W, value);
-      sum += value;
-    }
-    if (rest) {
-      Vec<A> value = exp_negative(load_part(raw + whole * W, rest, lowest) - highest);
-      store(taps + whole * W, value);
-      sum += value;
-    }
-    A scale = A(1) / sum_lanes<A>(sum);
-    for (i64 at = 0; at < stride; at += W) store(taps + at, load(taps + at) * scale);
-  }
-}
 
 // ---------------------------------------------------------------- panels
 
@@ -360,12 +280,12 @@ struct Convolution {
   explicit Convolution(const Call& call) : call(call) {
     if constexpr (!dynamic) {
       shared.resize(call.heads * tap_stride);
-      normalize_rows(call, static_cast<const A*>(call.weight), call.width, call.heads,
+      normalize_rows(call.normalize, call.width, static_cast<const A*>(call.weight), call.width, call.heads,
                      shared.data(), tap_stride);
       shared_softmax = shared;
       if (call.dropout > 0)
         for (i64 head = 0; head < call.heads; ++head)
-          drop(call, u32(head * call.width), shared.data() + head * tap_stride);
+          drop(call.dropout, call.seed, u32(head * call.width), call.width, shared.data() + head * tap_stride);
     }
   }
 
@@ -375,7 +295,7 @@ struct Convolution {
     const i64 rows = std::max<i64>(end - begin, 0), row = call.heads * call.width;
     const i64 first = (task.sentence * call.time + begin) * call.heads + task.head;
     A* taps = scratch(kTaps).template get<A>(rows * tap_stride);
-    normalize_rows(call, static_cast<const S*>(call.weight) + first * call.width, row, rows, taps,
+    normalize_rows(call.normalize, call.width, static_cast<const S*>(call.weight) + first * call.width, row, rows, taps,
                    tap_stride);
     if (softmax) {
       *softmax = taps;
@@ -386,7 +306,7 @@ struct Convolution {
     }
     if (call.dropout > 0)
       for (i64 r = 0; r < rows; ++r)
-        drop(call, u32((first + r * call.heads) * call.width), taps + r * tap_stride);
+        drop(call.dropout, call.seed, u32((first + r * call.heads) * call.width), call.width, taps + r * tap_stride);
     return taps;
   }
 
@@ -490,7 +410,7 @@ struct Convolution {
     const i64 whole = call.width / W;
     const int rest = int(call.width % W);
     if (!call.normalize) {
-      if (call.dropout > 0) drop(call, element, product);
+      if (call.dropout > 0) drop(call.dropout, call.seed, element, call.width, product);
       write(product, whole, rest, out);
       return;
     }
@@ -539,18 +459,24 @@ void run(const Call& call, bool dynamic, bool backward) {
   }
 }
 
-int dispatch(const Call* call, bool dynamic, bool backward) {
+// Call `work` with a value of the element type, 0 when it went well.
+template <class Work>
+int by_type(i64 type, const Work& work) {
   try {
-    switch (call->type) {
-      case 0: run<float>(*call, dynamic, backward); return 0;
-      case 1: run<bf16>(*call, dynamic, backward); return 0;
-      case 2: run<f16>(*call, dynamic, backward); return 0;
-      case 3: run<double>(*call, dynamic, backward); return 0;
+    switch (type) {
+      case 0: work(float{}); return 0;
+      case 1: work(bf16{}); return 0;
+      case 2: work(f16{}); return 0;
+      case 3: work(double{}); return 0;
     }
     return 1;
   } catch (const std::bad_alloc&) {
     return 2;
   }
+}
+
+int dispatch(const Call* call, bool dynamic, bool backward) {
+  return by_type(call->type, [&](auto element) { run<decltype(element)>(*call, dynamic, backward); });
 }
 
 }  // namespace
@@ -561,4 +487,7 @@ int lcmt_lightconv(const Call* call) { return dispatch(call, false, false); }
 int lcmt_lightconv_backward(const Call* call) { return dispatch(call, false, true); }
 int lcmt_dynamicconv(const Call* call) { return dispatch(call, true, false); }
 int lcmt_dynamicconv_backward(const Call* call) { return dispatch(call, true, true); }
+int lcmt_step(const StepCall* call) {
+  return by_type(call->type, [&](auto element) { Step<decltype(element)>{*call}.run(); });
+}
 }
