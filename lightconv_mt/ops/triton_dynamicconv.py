@@ -34,10 +34,10 @@ from lightconv_mt.ops.triton_tiles import (
     point,
     random_words,
     store_rows,
+    threads_of_row,
 )
 
-WIDEST_BLOCK = 128
-VECTOR_BYTES = 16  # what a thread reads at once
+WIDEST_BLOCK = 64
 # Tile and warps of the kernel that sums exponentials.
 NORMALIZER_ELEMENTS = 2048
 NORMALIZER_WARPS = 4
@@ -136,33 +136,36 @@ def dynamicconv_forward_kernel(
     CHUNK: tl.constexpr,
     NORMALIZE: tl.constexpr,
     DROPOUT: tl.constexpr,
-    BLOCKS: tl.constexpr,
+    PARTS: tl.constexpr,
     COLS: tl.constexpr,
     RUNS: tl.constexpr,
     STEPS: tl.constexpr,
     TAPS: tl.constexpr,
 ):
+    """All channels of one head, PARTS blocks of them."""
     program = tl.program_id(0)
-    head, channel, valid = locate_columns(program % BLOCKS, HEADS, SHARE, COLS, False)
-    sentence, start = locate_runs(program // BLOCKS, batch, time, WIDTH, RUNS, STEPS)
+    head = program % HEADS
+    sentence, start = locate_runs(program // HEADS, batch, time, WIDTH, RUNS, STEPS)
     line = (sentence * time + start) * HEADS + head
     softmax = ()
     if NORMALIZE:
         softmax = softmax_of_steps(weight_ptr, line, start, time, WIDTH, HEADS, CHUNK, STEPS)
-    pointers = point(x_ptr, sentence, start, channel, x_batch_stride, x_time_stride)
-    x = (pointers, start, time, x_time_stride, padding_left, valid)
     weights = (weight_ptr, line, softmax, (seed_low, seed_high, threshold, scale))
-    sums = (tl.zeros((RUNS, COLS), tl.float32),) * STEPS
     rest: tl.constexpr = WIDTH % TAPS
-    for first in range(0, WIDTH - rest, TAPS):
-        sums = add_taps(sums, first, x, weights, WIDTH, HEADS, NORMALIZE, DROPOUT, TAPS, STEPS)
-    if rest > 0:
-        sums = add_taps(
-            *(sums, WIDTH - rest, x, weights, WIDTH, HEADS, NORMALIZE, DROPOUT, rest, STEPS)
-        )
     channels: tl.constexpr = HEADS * SHARE
-    y_pointers = point(y_ptr, sentence, start, channel, time * channels, channels)
-    store_rows(y_pointers, sums, start, time, valid, channels, STEPS)
+    for part in range(PARTS):
+        _, channel, valid = locate_columns(head * PARTS + part, HEADS, SHARE, COLS, False)
+        pointers = point(x_ptr, sentence, start, channel, x_batch_stride, x_time_stride)
+        x = (pointers, start, time, x_time_stride, padding_left, valid)
+        sums = (tl.zeros((RUNS, COLS), tl.float32),) * STEPS
+        for first in range(0, WIDTH - rest, TAPS):
+            sums = add_taps(sums, first, x, weights, WIDTH, HEADS, NORMALIZE, DROPOUT, TAPS, STEPS)
+        if rest > 0:
+            sums = add_taps(
+                *(sums, WIDTH - rest, x, weights, WIDTH, HEADS, NORMALIZE, DROPOUT, rest, STEPS)
+            )
+        y_pointers = point(y_ptr, sentence, start, channel, time * channels, channels)
+        store_rows(y_pointers, sums, start, time, valid, channels, STEPS)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -341,6 +344,7 @@ class Plan:
             f"dynamicconv_{direction}",
             width=width,
             cols=min(power_of_two(share), WIDEST_BLOCK),
+            itemsize=x.element_size(),
             positions=batch * time,
             architecture=architecture_of(x.device),
         )
@@ -356,19 +360,17 @@ class Plan:
         """Compile-time arguments that the forward and backward kernels share."""
         return {
             **{"HEADS": self.heads, "SHARE": self.share, "WIDTH": self.width},
-            **{"NORMALIZE": normalize, "DROPOUT": dropout},
+            **{"NORMALIZE": normalize, "DROPOUT": dropout, "PARTS": self.parts},
             **self.launch.constants,
         }
 
     def forward_constants(self, x: Tensor) -> dict[str, Any]:
         """Those of the forward kernel alone."""
-        threads = max(1, self.launch.cols * x.element_size() // VECTOR_BYTES)
-        chunk = min(threads, power_of_two(self.width))
-        return {"BLOCKS": self.heads * self.parts, "CHUNK": chunk}
+        return {"CHUNK": threads_of_row(self.launch.cols, x)}
 
     def backward_constants(self) -> dict[str, Any]:
         """Those of the backward kernel alone."""
-        return {"PARTS": self.parts, "WIDE": power_of_two(self.width)}
+        return {"WIDE": power_of_two(self.width)}
 
     def normalizer_constants(self) -> dict[str, Any]:
         """Compile-time arguments of the kernel that sums exponentials."""
@@ -392,7 +394,7 @@ def dynamicconv_triton(
     batch, time, _ = x.shape
     plan = Plan.of("forward", x, weight)
     launch(
-        *(dynamicconv_forward_kernel, plan.tiles * plan.heads * plan.parts, x),
+        *(dynamicconv_forward_kernel, plan.tiles * plan.heads, x),
         *(x, weight, y, batch, time, *x.stride()[:2], padding_left),
         *random_words(dropout, seed),
         **plan.constants(normalize=normalize, dropout=dropout > 0.0),

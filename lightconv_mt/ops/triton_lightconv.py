@@ -148,6 +148,7 @@ def lightconv_forward_kernel(
     STEPS: tl.constexpr,
     TAPS: tl.constexpr,
 ):
+    """RUNS runs of STEPS positions, COLS channels of one head, or of several if MIXED."""
     program = tl.program_id(0)
     head, channel, valid = locate_columns(program % BLOCKS, HEADS, SHARE, COLS, MIXED)
     sentence, start = locate_runs(program // BLOCKS, batch, time, WIDTH, RUNS, STEPS)
@@ -245,6 +246,7 @@ def lightconv_backward_kernel(
     STEPS: tl.constexpr,
     TAPS: tl.constexpr,
 ):
+    """As forward; the weights' gradient goes to scratch, before dropout and softmax."""
     program = tl.program_id(0)
     block, tile = program % BLOCKS, program // BLOCKS
     head, channel, valid = locate_columns(block, HEADS, SHARE, COLS, MIXED)
@@ -338,6 +340,7 @@ class Plan:
             f"lightconv_{direction}",
             width=width,
             cols=min(power_of_two(share if share >= NARROWEST_HEAD else channels), WIDEST_BLOCK),
+            itemsize=x.element_size(),
             positions=batch * time,
             architecture=architecture_of(x.device),
         )

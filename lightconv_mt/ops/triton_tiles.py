@@ -101,6 +101,11 @@ def random_words(dropout: float, seed: int) -> tuple[int, int, int, float]:
     return low, high, limit, 1.0 / (1.0 - dropout)
 
 
+def threads_of_row(cols: int, x: Tensor) -> int:
+    """How many threads share a row of `cols` elements of x, each reading 16 bytes at once."""
+    return max(1, cols * x.element_size() // 16)
+
+
 def empty(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A contiguous output, not initialised; tests fill it with NaN."""
     return torch.empty(shape, dtype=dtype, device=device)
