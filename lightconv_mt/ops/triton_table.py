@@ -18,10 +18,11 @@ SIZE_CLASSES = (512, 8192)
 class Tiling:
     """What a program works on, whatever the number of channels.
 
-    `elements` are those of one tile, runs x columns; `taps` 0 means all of them, unrolled.
+    `tile` counts the elements of one tile of x, runs x columns; `taps` 0 means all of them,
+    unrolled; `warps` are for 2-byte elements, wider ones get twice as many.
     """
 
-    elements: int
+    tile: int
     steps: int
     taps: int
     warps: int
@@ -47,26 +48,34 @@ class Launch:
 UNTUNED: dict[tuple[str, int], Tiling] = {
     ("lightconv_forward", 4): Tiling(2048, 4, 0, 8),
     ("lightconv_forward", 8): Tiling(2048, 4, 0, 8),
-    ("lightconv_forward", 16): Tiling(2048, 8, 5, 8),
-    ("lightconv_forward", 32): Tiling(2048, 8, 8, 8),
-    ("lightconv_forward", 255): Tiling(2048, 8, 8, 8),
+    ("lightconv_forward", 16): Tiling(2048, 4, 5, 8),
+    ("lightconv_forward", 32): Tiling(2048, 4, 8, 8),
+    ("lightconv_forward", 255): Tiling(2048, 4, 8, 8),
     ("lightconv_backward", 4): Tiling(2048, 4, 0, 8),
-    ("lightconv_backward", 8): Tiling(2048, 4, 4, 8),
-    ("lightconv_backward", 16): Tiling(2048, 4, 5, 8),
-    ("lightconv_backward", 32): Tiling(2048, 4, 4, 8),
-    ("lightconv_backward", 255): Tiling(2048, 4, 4, 8),
+    ("lightconv_backward", 8): Tiling(1024, 4, 4, 4),
+    ("lightconv_backward", 16): Tiling(1024, 4, 4, 4),
+    ("lightconv_backward", 32): Tiling(1024, 4, 4, 4),
+    ("lightconv_backward", 255): Tiling(1024, 4, 4, 4),
+    ("lightconv_step", 4): Tiling(1024, 1, 0, 4),
+    ("lightconv_step", 8): Tiling(1024, 1, 0, 4),
+    ("lightconv_step", 16): Tiling(1024, 1, 0, 4),
+    ("lightconv_step", 32): Tiling(1024, 1, 0, 4),
+    ("lightconv_step", 255): Tiling(1024, 1, 0, 4),
     ("dynamicconv_forward", 4): Tiling(2048, 4, 0, 8),
     ("dynamicconv_forward", 8): Tiling(2048, 4, 0, 8),
     ("dynamicconv_forward", 16): Tiling(2048, 4, 5, 8),
     ("dynamicconv_forward", 32): Tiling(2048, 4, 4, 8),
     ("dynamicconv_forward", 255): Tiling(2048, 4, 4, 8),
     ("dynamicconv_backward", 4): Tiling(2048, 4, 0, 8),
-    ("dynamicconv_backward", 8): Tiling(2048, 4, 0, 8),
-    ("dynamicconv_backward", 16): Tiling(2048, 4, 5, 8),
-    ("dynamicconv_backward", 32): Tiling(2048, 4, 4, 8),
+    ("dynamicconv_backward", 8): Tiling(2048, 4, 4, 8),
+    ("dynamicconv_backward", 16): Tiling(2048, 4, 3, 8),
+    ("dynamicconv_backward", 32): Tiling(2048, 4, 2, 8),
     ("dynamicconv_backward", 255): Tiling(1024, 1, 4, 8),
-    ("lightconv_step", 255): Tiling(512, 1, 0, 4),
-    ("dynamicconv_step", 255): Tiling(512, 1, 0, 4),
+    ("dynamicconv_step", 4): Tiling(1024, 1, 0, 4),
+    ("dynamicconv_step", 8): Tiling(1024, 1, 0, 4),
+    ("dynamicconv_step", 16): Tiling(1024, 1, 0, 4),
+    ("dynamicconv_step", 32): Tiling(1024, 1, 0, 4),
+    ("dynamicconv_step", 255): Tiling(1024, 1, 0, 4),
 }
 
 # Kernel, architecture, width class, columns and size class -> tiling.
@@ -74,7 +83,7 @@ TUNED: dict[tuple[str, str, int, int, int], Tiling] = {}
 
 
 def choose_launch(
-    kernel: str, *, width: int, cols: int, positions: int, architecture: str
+    kernel: str, *, width: int, cols: int, itemsize: int, positions: int, architecture: str
 ) -> Launch:
     """The launch of a kernel for a width, columns of a program and positions of all sentences."""
     width_class = next(end for end in WIDTH_CLASSES if width <= end)
@@ -85,14 +94,14 @@ def choose_launch(
         # Few positions: smaller programs, that there are enough of them for every processor.
         shrink = 4 if size_class == 0 else 2 if size_class == 1 else 1
         tiling = Tiling(
-            tiling.elements // shrink, tiling.steps, tiling.taps, max(1, tiling.warps // shrink)
+            tiling.tile // shrink, tiling.steps, tiling.taps, max(1, tiling.warps // shrink)
         )
     return Launch(
-        runs=max(1, tiling.elements // cols),
+        runs=max(1, tiling.tile // cols),
         steps=tiling.steps,
         taps=min(tiling.taps or width, width),
         cols=cols,
-        warps=tiling.warps,
+        warps=tiling.warps * (2 if itemsize > 2 else 1),
     )
 
 
