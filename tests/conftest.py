@@ -15,6 +15,14 @@ def seeded() -> None:
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu skip themselves where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="there is no GPU here"))
+
+
 @pytest.fixture
 def golden() -> Path:
     """Recorded inputs and outputs of fairseq."""
