@@ -102,8 +102,8 @@ def random_words(dropout: float, seed: int) -> tuple[int, int, int, float]:
 
 
 def threads_of_row(cols: int, x: Tensor) -> int:
-    """How many threads share a row of `cols` elements of x, each reading 16 bytes at once."""
-    return max(1, cols * x.element_size() // 16)
+    """How many threads share a row of `cols` elements of x, each reading 16 bytes; at least 4."""
+    return max(4, cols * x.element_size() // 16)
 
 
 def empty(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
