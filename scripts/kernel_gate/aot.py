@@ -90,7 +90,7 @@ def main() -> int:
     with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
         done = pool.map(compile_job, jobs(reduced=arguments.reduced))
         found = [compiled for group in done for compiled in group]
-    print_table(HEADINGS, sorted((each.row() for each in found), key=by_kernel))
+    print_table(HEADINGS, sorted([each.row() for each in found], key=by_kernel))
     print(
         f"compiled by triton {triton.__version__}; no GPU was involved\n"
         "stack: bytes that a thread spills to memory; scalars: AMD's, parked in vector registers"
@@ -98,7 +98,7 @@ def main() -> int:
     return not passes(found)
 
 
-def by_kernel(row: list[object]) -> list[str]:
+def by_kernel(row: Sequence[object]) -> list[str]:
     """Order of the table; within a kernel that of the jobs."""
     return [str(cell) for cell in row[:2]]
 
