@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from math import prod
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -43,16 +44,15 @@ class Call:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of x; a step has a row for every position and one position."""
+        """Of x; a step has a row for every eighth position."""
         if self.direction == "step":
-            return self.batch * self.time, 1, self.channels
+            return self.batch * self.time // 8, 1, self.channels
         return self.batch, self.time, self.channels
 
     @property
     def scale(self) -> float:
         """How many times larger `LARGE` is."""
-        batch, time, channels = LARGE[self.direction]
-        return batch * time * channels / (self.batch * self.time * self.channels)
+        return prod(LARGE[self.direction]) / prod(self.shape)
 
     def run(self, *, architecture: str) -> None:
         """Launch its kernels on the CPU, which works while launches are recorded or interpreted."""
@@ -80,9 +80,8 @@ class Call:
     def minimum_bytes(self) -> int:
         """Every input read once and every output written once."""
         size = TYPES[self.dtype].itemsize
-        positions = self.batch * self.time
+        positions, x = prod(self.shape[:2]), prod(self.shape)
         weights = self.heads * self.width * (1 if self.kind == "lightconv" else positions)
-        x = positions * self.channels
         if self.direction == "step":
             # x, y, the new input in the ring, all of the ring, and where it begins (int64).
             return size * (x * (3 + self.width - 1) + weights) + 8 * positions

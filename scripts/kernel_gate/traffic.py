@@ -33,11 +33,11 @@ def main() -> int:
         exceeded += not ratio <= LIMITS[call.direction]
     print_table(HEADINGS, rows)
     print(
-        f"per call of {calls[0].shape}, a step of {calls[0].time} rows, in the tiles of {LARGE}\n"
+        f"per call of {calls[0].shape}, a step of {calls[-1].shape}, in the tiles of {LARGE}\n"
         "minimum: of a call, inputs and outputs once; of a kernel, all that it touches once\n"
         "moved: distinct bytes of each program, summed; sectors: the same in 32-byte sectors, and\n"
         "accessed: every load and store, both as multiples of the minimum\n"
-        f"model us: MODEL, NOT A MEASUREMENT: for those, at 3.35 TB/s (H100)"
+        "model us: MODEL, NOT A MEASUREMENT: for those, at 3.35 TB/s (H100)"
     )
     print(f"{len(calls)} calls, {exceeded} above their limit")
     return exceeded > 0
