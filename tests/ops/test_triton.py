@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("triton")
 
 
+@pytest.mark.timeout(900)  # half a minute on a core of its own
 def test_kernels_in_the_interpreter() -> None:
     file = Path(__file__).with_name("interpreted_triton.py")
     done = subprocess.run(
