@@ -65,9 +65,10 @@ def step_kernel(
     if not DYNAMIC:
         softmax = softmax_of_heads(weight_ptr, head, WIDTH, WIDE, NORMALIZE, MIXED)
     for new in range(time):
-        line = (row.to(tl.int64) * time + new) * HEADS + head
-        if DYNAMIC and NORMALIZE:
-            softmax = softmax_of_steps(weight_ptr, line, row, batch, WIDTH, HEADS, CHUNK, 1)
+        if DYNAMIC:
+            line = (row.to(tl.int64) * time + new) * HEADS + head
+            if NORMALIZE:
+                softmax = softmax_of_steps(weight_ptr, line, row, batch, WIDTH, HEADS, CHUNK, 1)
         total = tl.zeros((RUNS, COLS), tl.float32)
         for tap in tl.range(0, WIDTH, loop_unroll_factor=8):
             # Inputs of this call come from x, those before it from the ring.

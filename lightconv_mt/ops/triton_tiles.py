@@ -130,7 +130,7 @@ def check_types(*tensors: Tensor) -> None:
 
 
 def launch(
-    kernel: Any, programs: int, near: Tensor, *arguments: Any, warps: int, **constants: Any
+    kernel: Any, programs: int, near: Tensor, /, *arguments: Any, warps: int, **constants: Any
 ) -> None:
     """Run a kernel on the device of `near`; nothing to do is no launch."""
     if programs == 0:
