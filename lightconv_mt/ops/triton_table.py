@@ -4,7 +4,7 @@
 scripts/tune_kernels.py measured on a GPU; it rewrites that part of this file.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -82,20 +82,26 @@ UNTUNED: dict[tuple[str, int], Tiling] = {
 TUNED: dict[tuple[str, str, int, int, int], Tiling] = {}
 
 
+def tiling_of(
+    kernel: str, architecture: str, width_class: int, cols: int, size_class: int
+) -> Tiling:
+    """The tiling of a key of `TUNED`, measured or not."""
+    tuned = TUNED.get((kernel, architecture, width_class, cols, size_class))
+    if tuned is not None:
+        return tuned
+    tiling = UNTUNED[kernel, width_class]
+    # Few positions: smaller programs, that there are enough of them for every processor.
+    shrink = (4, 2, 1)[size_class]
+    return replace(tiling, tile=tiling.tile // shrink, warps=max(1, tiling.warps // shrink))
+
+
 def choose_launch(
     kernel: str, *, width: int, cols: int, itemsize: int, positions: int, architecture: str
 ) -> Launch:
     """The launch of a kernel for a width, columns of a program and positions of all sentences."""
     width_class = next(end for end in WIDTH_CLASSES if width <= end)
     size_class = sum(positions > end for end in SIZE_CLASSES)
-    tiling = TUNED.get((kernel, architecture, width_class, cols, size_class))
-    if tiling is None:
-        tiling = UNTUNED[kernel, width_class]
-        # Few positions: smaller programs, that there are enough of them for every processor.
-        shrink = 4 if size_class == 0 else 2 if size_class == 1 else 1
-        tiling = Tiling(
-            tiling.tile // shrink, tiling.steps, tiling.taps, max(1, tiling.warps // shrink)
-        )
+    tiling = tiling_of(kernel, architecture, width_class, cols, size_class)
     return Launch(
         runs=max(1, tiling.tile // cols),
         steps=tiling.steps,
