@@ -21,7 +21,7 @@ def run(folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("backend", list(Backend))
+@pytest.mark.parametrize("backend", [each for each in Backend if each is not Backend.triton])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_case_is_within_tolerance(golden: Path, backend: Backend, dtype: torch.dtype) -> None:
     comparisons = list(compare_folder(golden, backend=backend, dtype=dtype))

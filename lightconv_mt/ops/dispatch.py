@@ -3,6 +3,7 @@
 import logging
 from enum import Enum
 from functools import cache
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -25,18 +26,25 @@ from lightconv_mt.ops.register import (
 
 logger = logging.getLogger(__name__)
 
+TRITON = "lightconv_mt.ops.triton_step"  # imports the other modules of kernels
+
 
 class Backend(Enum):
     """Implementations of `lightconv` and `dynamicconv`; `auto` takes the fastest that runs here.
 
     `reference` is the definition and `torch` its fastest plain form, both for any device; `native`
-    is C++ for CPUs.
+    is C++ for CPUs, `triton` for GPUs; `triton` takes no float64, for which `auto` takes `torch`.
     """
 
     auto = "auto"
     reference = "reference"
     torch = "torch"
     native = "native"
+    triton = "triton"
+
+
+# Behind one registered op; the device of the tensors decides.
+COMPILED = (Backend.native, Backend.triton)
 
 
 def resolve_backend(requested: Backend, *, device: torch.device) -> Backend:
@@ -49,31 +57,59 @@ def resolve_backend(requested: Backend, *, device: torch.device) -> Backend:
         chosen, why = _fastest(device.type)
         logger.info("convolution kernels: %s%s", chosen.name, f" ({why})" if why else "")
         return chosen
-    if requested is Backend.native:
-        if device.type != "cpu":
-            raise ConfigError(
-                f"runtime.kernels=native runs on CPUs, not on {device.type}; "
-                f"set runtime.kernels=auto"
-            )
-        try:
+    _check_device(requested, device)
+    try:
+        if requested is Backend.native:
             load_library()
-        except NativeUnavailableError as error:
-            raise ConfigError(
-                f"runtime.kernels=native cannot run: {error}; set runtime.kernels=auto"
-            ) from error
+        if requested is Backend.triton:
+            import_module(TRITON)
+    except (NativeUnavailableError, ImportError) as error:
+        raise ConfigError(
+            f"runtime.kernels={requested.name} cannot run: {error}; set runtime.kernels=auto"
+        ) from error
     return requested
 
 
 @cache
 def _fastest(device_type: str) -> tuple[Backend, str]:
     """The backend that `auto` stands for, and why it is no faster one."""
-    if device_type != "cpu":
-        return Backend.torch, ""
     try:
-        load_library()
+        if device_type == "cpu":
+            load_library()
+            return Backend.native, ""
+        if device_type == "cuda":
+            import_module(TRITON)
+            return Backend.triton, ""
     except NativeUnavailableError as error:
         return Backend.torch, f"not native: {error}"
-    return Backend.native, ""
+    except ImportError as error:
+        return Backend.torch, f"not triton: {error}"
+    return Backend.torch, f"there are no kernels for {device_type}"
+
+
+def _check_device(backend: Backend, device: torch.device) -> None:
+    problem = ""
+    if backend is Backend.native and device.type != "cpu":
+        problem = f"native runs on CPUs, not on {device.type}; set runtime.kernels=auto"
+    # ROCm's devices are called cuda too.
+    if backend is Backend.triton and device.type != "cuda":
+        problem = (
+            f"triton runs on GPUs, not on {device.type}; "
+            f"set runtime.device=cuda where there is one, else runtime.kernels=auto"
+        )
+    if problem:
+        raise ConfigError(f"runtime.kernels={problem}")
+
+
+def _choose(backend: Backend, x: Tensor, weight: Tensor) -> Backend:
+    """The backend of one call."""
+    if backend is not Backend.auto:
+        _check_device(backend, x.device)
+        return backend
+    chosen, _ = _fastest(x.device.type)
+    if chosen is Backend.triton and torch.float64 in (x.dtype, weight.dtype):
+        return Backend.torch
+    return chosen
 
 
 def lightconv(
@@ -101,9 +137,8 @@ def lightconv(
         (B, T, C) in x's dtype.
     """
     _check(x, heads=weight.shape[0], width=weight.shape[1], padding_left=padding_left)
-    if backend is Backend.auto:
-        backend, _ = _fastest(x.device.type)
-    if backend is Backend.native:
+    backend = _choose(backend, x, weight)
+    if backend in COMPILED:
         return lightconv_kernel(x, weight, padding_left, normalize, dropout, seed)
     function = lightconv_reference if backend is Backend.reference else lightconv_banded
     return function(
@@ -128,11 +163,12 @@ def dynamicconv(
             f"x has {tuple(x.shape[:2])}"
         )
     _check(x, heads=weight.shape[2], width=weight.shape[3], padding_left=padding_left)
-    if backend is Backend.auto:
-        backend, _ = _fastest(x.device.type)
+    backend = _choose(backend, x, weight)
+    options = (padding_left, normalize, dropout, seed)
+    if backend is Backend.triton:
+        return dynamicconv_kernel(x, weight, *options)
     if backend is Backend.native:
         common = torch.promote_types(x.dtype, weight.dtype)
-        options = (padding_left, normalize, dropout, seed)
         return dynamicconv_kernel(x.to(common), weight.to(common), *options).to(x.dtype)
     function = dynamicconv_reference if backend is Backend.reference else dynamicconv_banded
     return function(
@@ -167,9 +203,8 @@ def lightconv_step(
         RuntimeError: when a gradient is asked for.
     """
     _check_step(x, ring, position, weight)
-    if backend is Backend.auto:
-        backend, _ = _fastest(x.device.type)
-    function = lightconv_step_kernel if backend is Backend.native else lightconv_step_reference
+    backend = _choose(backend, x, weight)
+    function = lightconv_step_kernel if backend in COMPILED else lightconv_step_reference
     return function(x, ring, position, weight, normalize=normalize)
 
 
@@ -189,9 +224,8 @@ def dynamicconv_step(
             f"x has {tuple(x.shape[:2])}"
         )
     _check_step(x, ring, position, weight)
-    if backend is Backend.auto:
-        backend, _ = _fastest(x.device.type)
-    function = dynamicconv_step_kernel if backend is Backend.native else dynamicconv_step_reference
+    backend = _choose(backend, x, weight)
+    function = dynamicconv_step_kernel if backend in COMPILED else dynamicconv_step_reference
     return function(x, ring, position, weight, normalize=normalize)
 
 

@@ -1,5 +1,10 @@
-"""Registers compiled kernels with torch: shapes for tracing, gradients, one op for all."""
+"""Registers compiled kernels with torch: shapes for tracing, gradients, one op for all.
 
+C++ serves tensors on CPUs, Triton those on GPUs; what is on which device decides.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -8,7 +13,7 @@ from torch import Tensor
 from lightconv_mt.ops import native
 
 
-@torch.library.custom_op("lightconv_mt::lightconv", mutates_args=())
+@torch.library.custom_op("lightconv_mt::lightconv", mutates_args=(), device_types="cpu")
 def lightconv_kernel(
     x: Tensor, weight: Tensor, padding_left: int, normalize: bool, dropout: float, seed: int
 ) -> Tensor:
@@ -18,7 +23,7 @@ def lightconv_kernel(
     )
 
 
-@torch.library.custom_op("lightconv_mt::lightconv_backward", mutates_args=())
+@torch.library.custom_op("lightconv_mt::lightconv_backward", mutates_args=(), device_types="cpu")
 def lightconv_backward_kernel(
     grad_y: Tensor,
     x: Tensor,
@@ -40,7 +45,7 @@ def lightconv_backward_kernel(
     )
 
 
-@torch.library.custom_op("lightconv_mt::dynamicconv", mutates_args=())
+@torch.library.custom_op("lightconv_mt::dynamicconv", mutates_args=(), device_types="cpu")
 def dynamicconv_kernel(
     x: Tensor, weight: Tensor, padding_left: int, normalize: bool, dropout: float, seed: int
 ) -> Tensor:
@@ -50,7 +55,7 @@ def dynamicconv_kernel(
     )
 
 
-@torch.library.custom_op("lightconv_mt::dynamicconv_backward", mutates_args=())
+@torch.library.custom_op("lightconv_mt::dynamicconv_backward", mutates_args=(), device_types="cpu")
 def dynamicconv_backward_kernel(
     grad_y: Tensor,
     x: Tensor,
@@ -72,6 +77,27 @@ def dynamicconv_backward_kernel(
     )
 
 
+def _triton(module: str, name: str) -> Callable[..., Any]:
+    """A function of ops/triton_*.py, imported at the first call: most machines have no triton."""
+
+    def function(*tensors: Tensor, **options: Any) -> Any:
+        found = getattr(import_module(f"lightconv_mt.ops.triton_{module}"), name)
+        return found(*tensors, **options)
+
+    return function
+
+
+def _by_position(function: Callable[..., Any], tensors: int) -> Callable[..., Any]:
+    """Take the options behind `tensors` tensors in the order in which the ops have them."""
+
+    def positional(*arguments: Any) -> Any:
+        names = ("padding_left", "normalize", "dropout", "seed")
+        options = dict(zip(names, arguments[tensors:], strict=True))
+        return function(*arguments[:tensors], **options)
+
+    return positional
+
+
 def _shape(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -85,9 +111,9 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, weight)
 
 
-for _forward, _backward in (
-    (lightconv_kernel, lightconv_backward_kernel),
-    (dynamicconv_kernel, dynamicconv_backward_kernel),
+for _kind, _forward, _backward in (
+    ("lightconv", lightconv_kernel, lightconv_backward_kernel),
+    ("dynamicconv", dynamicconv_kernel, dynamicconv_backward_kernel),
 ):
 
     def _differentiate(
@@ -98,6 +124,8 @@ for _forward, _backward in (
 
     _forward.register_fake(_shape)
     _backward.register_fake(_gradient_shapes)
+    _forward.register_kernel("cuda")(_by_position(_triton(_kind, f"{_kind}_triton"), 2))
+    _backward.register_kernel("cuda")(_by_position(_triton(_kind, f"{_kind}_triton_backward"), 3))
     _forward.register_autograd(_differentiate, setup_context=_remember)
 
 
@@ -115,6 +143,7 @@ for _name, _step in (
         "(Tensor x, Tensor(a!) ring, Tensor position, Tensor weight, *, bool normalize) -> Tensor",
     )
     torch.library.impl(f"lightconv_mt::{_name}", "cpu", _step)
+    torch.library.impl(f"lightconv_mt::{_name}", "cuda", _triton("step", f"{_name}_triton"))
     torch.library.register_fake(f"lightconv_mt::{_name}", _step_shape)
 
 lightconv_step_kernel = torch.ops.lightconv_mt.lightconv_step.default

@@ -31,21 +31,57 @@ from lightconv_mt.ops.triton_tiles import (
     load_rows,
     locate_columns,
     locate_runs,
+    point,
     random_words,
+    store_rows,
+    threads_of_row,
 )
 
-WIDEST_BLOCK = 128
+WIDEST_BLOCK = 64
 # Tile and warps of the kernel that sums exponentials.
 NORMALIZER_ELEMENTS = 2048
 NORMALIZER_WARPS = 4
 
 
 @triton.jit
-def load_weight_rows(weight_ptr, row, mask, WIDTH: tl.constexpr, WIDE: tl.constexpr):
-    """All K raw weights of rows (RUNS, 1), -inf behind the last: (RUNS, WIDE) float32."""
-    tap = tl.arange(0, WIDE)[None, :]
-    weight = tl.load(weight_ptr + row * WIDTH + tap, mask=mask & (tap < WIDTH), other=0.0)
+def load_weights(weight_ptr, row, mask, first, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+    """CHUNK raw weights of rows (RUNS,) from tap `first` on, -inf behind the last: float32."""
+    tap = first + tl.arange(0, CHUNK)[None, :]
+    weight = tl.load(
+        weight_ptr + row[:, None] * WIDTH + tap, mask=mask[:, None] & (tap < WIDTH), other=0.0
+    )
     return tl.where(tap < WIDTH, weight.to(tl.float32), -float("inf"))
+
+
+@triton.jit
+def softmax_of_steps(
+    weight_ptr,
+    line,
+    start,
+    time,
+    WIDTH: tl.constexpr,
+    HEADS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """Largest weight and 1 / (sum of exponentials) of every run (RUNS,), for each step."""
+    # As many taps at once as threads share a row of x: no change of layout between the two.
+    tops = ()
+    totals = ()
+    for step in tl.static_range(STEPS):
+        top = tl.full((line.shape[0], CHUNK), -float("inf"), tl.float32)
+        for first in range(0, WIDTH, CHUNK):
+            rows = (weight_ptr, line + step * HEADS, start + step < time)
+            top = tl.maximum(top, load_weights(*rows, first, WIDTH, CHUNK))
+        tops += (tl.max(top, axis=1),)
+    for step in tl.static_range(STEPS):
+        total = tl.zeros((line.shape[0], CHUNK), tl.float32)
+        for first in range(0, WIDTH, CHUNK):
+            rows = (weight_ptr, line + step * HEADS, start + step < time)
+            weight = load_weights(*rows, first, WIDTH, CHUNK)
+            total += tl.exp(weight - tops[step][:, None])
+        totals += (1.0 / tl.sum(total, axis=1),)
+    return tops, totals
 
 
 @triton.jit
@@ -63,7 +99,7 @@ def add_taps(
 ):
     """Add taps first..first + TAPS - 1 to the sums of all steps."""
     pointers, start, time, stride, padding_left, valid = x
-    weight_ptr, line, tops, inverses, random = weights
+    weight_ptr, line, softmax, random = weights
     for shift in tl.static_range(TAPS + STEPS - 1):
         row = load_rows(pointers, start, time, stride, first + shift - padding_left, valid)
         for step in tl.static_range(STEPS):
@@ -72,10 +108,10 @@ def add_taps(
                 inside = start + step < time
                 tap = tl.load(weight_ptr + element, mask=inside, other=0.0).to(tl.float32)
                 if NORMALIZE:
-                    tap = tl.exp(tap - tops[step]) * inverses[step]
+                    tap = tl.exp(tap - softmax[0][step]) * softmax[1][step]
                 if DROPOUT:
                     tap *= keep(element, random)
-                total = sums[step] + tap * row
+                total = sums[step] + tap[:, None] * row
                 sums = sums[:step] + (total,) + sums[step + 1 :]
     return sums
 
@@ -97,56 +133,51 @@ def dynamicconv_forward_kernel(
     HEADS: tl.constexpr,
     SHARE: tl.constexpr,
     WIDTH: tl.constexpr,
-    WIDE: tl.constexpr,
+    CHUNK: tl.constexpr,
     NORMALIZE: tl.constexpr,
     DROPOUT: tl.constexpr,
-    BLOCKS: tl.constexpr,
+    PARTS: tl.constexpr,
     COLS: tl.constexpr,
     RUNS: tl.constexpr,
     STEPS: tl.constexpr,
     TAPS: tl.constexpr,
 ):
+    """All channels of one head, PARTS blocks of them."""
     program = tl.program_id(0)
-    head, channel, valid = locate_columns(program % BLOCKS, HEADS, SHARE, COLS, False)
-    sentence, start = locate_runs(program // BLOCKS, batch, time, WIDTH, RUNS, STEPS)
-    position = start.to(tl.int64)
-    line = (sentence * time + position) * HEADS + head
-    tops = ()
-    inverses = ()
-    for step in tl.static_range(STEPS):
-        if NORMALIZE:
-            inside = start + step < time
-            rows = load_weight_rows(weight_ptr, line + step * HEADS, inside, WIDTH, WIDE)
-            top = tl.max(rows, axis=1, keep_dims=True)
-            tops += (top,)
-            inverses += (1.0 / tl.sum(tl.exp(rows - top), axis=1, keep_dims=True),)
-    pointers = x_ptr + (sentence * x_batch_stride + position * x_time_stride) + channel
-    x = (pointers, start, time, x_time_stride, padding_left, valid)
-    weights = (weight_ptr, line, tops, inverses, (seed_low, seed_high, threshold, scale))
-    sums = (tl.zeros((RUNS, COLS), tl.float32),) * STEPS
+    head = program % HEADS
+    sentence, start = locate_runs(program // HEADS, batch, time, WIDTH, RUNS, STEPS)
+    line = (sentence * time + start) * HEADS + head
+    softmax = ()
+    if NORMALIZE:
+        softmax = softmax_of_steps(weight_ptr, line, start, time, WIDTH, HEADS, CHUNK, STEPS)
+    weights = (weight_ptr, line, softmax, (seed_low, seed_high, threshold, scale))
     rest: tl.constexpr = WIDTH % TAPS
-    for first in range(0, WIDTH - rest, TAPS):
-        sums = add_taps(sums, first, x, weights, WIDTH, HEADS, NORMALIZE, DROPOUT, TAPS, STEPS)
-    if rest > 0:
-        sums = add_taps(
-            *(sums, WIDTH - rest, x, weights, WIDTH, HEADS, NORMALIZE, DROPOUT, rest, STEPS)
-        )
-    y_pointers = y_ptr + (sentence * time + position) * (HEADS * SHARE) + channel
-    for step in tl.static_range(STEPS):
-        written = (start + step < time) & valid
-        tl.store(y_pointers + step * HEADS * SHARE, sums[step], mask=written)
+    channels: tl.constexpr = HEADS * SHARE
+    for part in range(PARTS):
+        _, channel, valid = locate_columns(head * PARTS + part, HEADS, SHARE, COLS, False)
+        pointers = point(x_ptr, sentence, start, channel, x_batch_stride, x_time_stride)
+        x = (pointers, start, time, x_time_stride, padding_left, valid)
+        sums = (tl.zeros((RUNS, COLS), tl.float32),) * STEPS
+        for first in range(0, WIDTH - rest, TAPS):
+            sums = add_taps(sums, first, x, weights, WIDTH, HEADS, NORMALIZE, DROPOUT, TAPS, STEPS)
+        if rest > 0:
+            sums = add_taps(
+                *(sums, WIDTH - rest, x, weights, WIDTH, HEADS, NORMALIZE, DROPOUT, rest, STEPS)
+            )
+        y_pointers = point(y_ptr, sentence, start, channel, time * channels, channels)
+        store_rows(y_pointers, sums, start, time, valid, channels, STEPS)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def dynamicconv_normalizer_kernel(
-    weight_ptr, normalizer_ptr, tiles, WIDTH: tl.constexpr, WIDE: tl.constexpr, LINES: tl.constexpr
+    weight_ptr, normalizer_ptr, lines, WIDTH: tl.constexpr, WIDE: tl.constexpr, LINES: tl.constexpr
 ):
-    """Log of the summed exponentials of each of `tiles` rows of K weights."""
-    line = tl.program_id(0).to(tl.int64) * LINES + tl.arange(0, LINES)[:, None]
-    rows = load_weight_rows(weight_ptr, line, line < tiles, WIDTH, WIDE)
-    top = tl.max(rows, axis=1, keep_dims=True)
-    total = tl.sum(tl.exp(rows - top), axis=1, keep_dims=True)
-    tl.store(normalizer_ptr + line, top + tl.log(total), mask=line < tiles)
+    """Log of the summed exponentials of each of `lines` rows of K weights."""
+    line = tl.program_id(0).to(tl.int64) * LINES + tl.arange(0, LINES)
+    rows = load_weights(weight_ptr, line, line < lines, 0, WIDTH, WIDE)
+    top = tl.max(rows, axis=1)
+    total = tl.sum(tl.exp(rows - top[:, None]), axis=1)
+    tl.store(normalizer_ptr + line, top + tl.log(total), mask=line < lines)
 
 
 @triton.jit
@@ -166,7 +197,7 @@ def add_weight_gradients(
         row = load_rows(pointers, start, time, stride, first + shift - padding_left, valid)
         for step in tl.static_range(STEPS):
             if shift - step >= 0 and shift - step < TAPS:
-                product = tl.sum(grad_y[step] * row, axis=1, keep_dims=True)
+                product = tl.sum(grad_y[step] * row, axis=1)[:, None]
                 here = column == first + shift - step
                 added = gradients[step] + tl.where(here, product, 0.0)
                 gradients = gradients[:step] + (added,) + gradients[step + 1 :]
@@ -205,7 +236,7 @@ def add_input_gradients(
                     tap = tl.exp(tap - normalizer)
                 if DROPOUT:
                     tap *= keep(element, random)
-                total = sums[step] + tap * row
+                total = sums[step] + tap[:, None] * row
                 sums = sums[:step] + (total,) + sums[step + 1 :]
     return sums
 
@@ -245,18 +276,17 @@ def dynamicconv_backward_kernel(
     program = tl.program_id(0)
     head = program % HEADS
     sentence, start = locate_runs(program // HEADS, batch, time, WIDTH, RUNS, STEPS)
-    position = start.to(tl.int64)
-    line = (sentence * time + position) * HEADS + head
+    line = (sentence * time + start) * HEADS + head
     random = (seed_low, seed_high, threshold, scale)
     weights = (weight_ptr, normalizer_ptr, line, random)
     rest: tl.constexpr = WIDTH % TAPS
     gradients = (tl.zeros((RUNS, WIDE), tl.float32),) * STEPS
     for part in range(PARTS):
         _, channel, valid = locate_columns(head * PARTS + part, HEADS, SHARE, COLS, False)
-        grad_y_pointers = (
-            grad_y_ptr + (sentence * grad_y_batch_stride + position * grad_y_time_stride) + channel
+        grad_y_pointers = point(
+            grad_y_ptr, sentence, start, channel, grad_y_batch_stride, grad_y_time_stride
         )
-        x_pointers = x_ptr + (sentence * x_batch_stride + position * x_time_stride) + channel
+        x_pointers = point(x_ptr, sentence, start, channel, x_batch_stride, x_time_stride)
         grad_y = (grad_y_pointers, start, time, grad_y_time_stride, padding_left, valid)
         x = (x_pointers, start, time, x_time_stride, padding_left, valid)
         own = ()
@@ -276,23 +306,23 @@ def dynamicconv_backward_kernel(
                 *(sums, WIDTH - rest, grad_y, weights),
                 *(WIDTH, HEADS, NORMALIZE, DROPOUT, rest, STEPS),
             )
-        grad_x_pointers = grad_x_ptr + (sentence * time + position) * (HEADS * SHARE) + channel
-        for step in tl.static_range(STEPS):
-            written = (start + step < time) & valid
-            tl.store(grad_x_pointers + step * HEADS * SHARE, sums[step], mask=written)
+        channels: tl.constexpr = HEADS * SHARE
+        grad_x_pointers = point(grad_x_ptr, sentence, start, channel, time * channels, channels)
+        store_rows(grad_x_pointers, sums, start, time, valid, channels, STEPS)
     tap = tl.arange(0, WIDE)[None, :]
     for step in tl.static_range(STEPS):
         inside = start + step < time
         row = line + step * HEADS
         gradient = gradients[step]
         if DROPOUT:
-            gradient *= keep(row * WIDTH + tap, random)
+            gradient *= keep(row[:, None] * WIDTH + tap, random)
         if NORMALIZE:
             normalizer = tl.load(normalizer_ptr + row, mask=inside, other=0.0)
-            taps = tl.exp(load_weight_rows(weight_ptr, row, inside, WIDTH, WIDE) - normalizer)
+            rows = load_weights(weight_ptr, row, inside, 0, WIDTH, WIDE)
+            taps = tl.exp(rows - normalizer[:, None])
             gradient = taps * (gradient - tl.sum(taps * gradient, axis=1, keep_dims=True))
-        written = inside & (tap < WIDTH)
-        tl.store(grad_weight_ptr + row * WIDTH + tap, gradient, mask=written)
+        written = inside[:, None] & (tap < WIDTH)
+        tl.store(grad_weight_ptr + row[:, None] * WIDTH + tap, gradient, mask=written)
 
 
 @dataclass(frozen=True)
@@ -314,6 +344,7 @@ class Plan:
             f"dynamicconv_{direction}",
             width=width,
             cols=min(power_of_two(share), WIDEST_BLOCK),
+            itemsize=x.element_size(),
             positions=batch * time,
             architecture=architecture_of(x.device),
         )
@@ -329,9 +360,17 @@ class Plan:
         """Compile-time arguments that the forward and backward kernels share."""
         return {
             **{"HEADS": self.heads, "SHARE": self.share, "WIDTH": self.width},
-            **{"WIDE": power_of_two(self.width), "NORMALIZE": normalize, "DROPOUT": dropout},
+            **{"NORMALIZE": normalize, "DROPOUT": dropout, "PARTS": self.parts},
             **self.launch.constants,
         }
+
+    def forward_constants(self, x: Tensor) -> dict[str, Any]:
+        """Those of the forward kernel alone."""
+        return {"CHUNK": threads_of_row(self.launch.cols, x)}
+
+    def backward_constants(self) -> dict[str, Any]:
+        """Those of the backward kernel alone."""
+        return {"WIDE": power_of_two(self.width)}
 
     def normalizer_constants(self) -> dict[str, Any]:
         """Compile-time arguments of the kernel that sums exponentials."""
@@ -354,13 +393,13 @@ def dynamicconv_triton(
     y = empty(x.shape, dtype=x.dtype, device=x.device)
     batch, time, _ = x.shape
     plan = Plan.of("forward", x, weight)
-    blocks = plan.heads * plan.parts
     launch(
-        *(dynamicconv_forward_kernel, plan.tiles * blocks, x),
+        *(dynamicconv_forward_kernel, plan.tiles * plan.heads, x),
         *(x, weight, y, batch, time, *x.stride()[:2], padding_left),
         *random_words(dropout, seed),
         **plan.constants(normalize=normalize, dropout=dropout > 0.0),
-        **{"BLOCKS": blocks, "warps": plan.launch.warps},
+        **plan.forward_constants(x),
+        warps=plan.launch.warps,
     )
     return y
 
@@ -396,6 +435,7 @@ def dynamicconv_triton_backward(
         *(*grad_y.stride()[:2], *x.stride()[:2], padding_left),
         *random_words(dropout, seed),
         **plan.constants(normalize=normalize, dropout=dropout > 0.0),
-        **{"PARTS": plan.parts, "warps": plan.launch.warps},
+        **plan.backward_constants(),
+        warps=plan.launch.warps,
     )
     return grad_x, grad_weight

@@ -30,7 +30,9 @@ from lightconv_mt.ops.triton_tiles import (
     load_rows,
     locate_columns,
     locate_runs,
+    point,
     random_words,
+    store_rows,
 )
 
 # Heads with fewer channels share a program.
@@ -146,11 +148,11 @@ def lightconv_forward_kernel(
     STEPS: tl.constexpr,
     TAPS: tl.constexpr,
 ):
+    """RUNS runs of STEPS positions, COLS channels of one head, or of several if MIXED."""
     program = tl.program_id(0)
     head, channel, valid = locate_columns(program % BLOCKS, HEADS, SHARE, COLS, MIXED)
     sentence, start = locate_runs(program // BLOCKS, batch, time, WIDTH, RUNS, STEPS)
-    position = start.to(tl.int64)
-    pointers = x_ptr + (sentence * x_batch_stride + position * x_time_stride) + channel
+    pointers = point(x_ptr, sentence, start, channel, x_batch_stride, x_time_stride)
     softmax = softmax_of_heads(weight_ptr, head, WIDTH, WIDE, NORMALIZE, MIXED)
     x = (pointers, start, time, x_time_stride, padding_left, valid)
     weights = (weight_ptr, head, softmax, (seed_low, seed_high, threshold, scale))
@@ -160,10 +162,9 @@ def lightconv_forward_kernel(
         sums = add_taps(sums, first, x, weights, WIDTH, NORMALIZE, DROPOUT, TAPS, STEPS)
     if rest > 0:
         sums = add_taps(sums, WIDTH - rest, x, weights, WIDTH, NORMALIZE, DROPOUT, rest, STEPS)
-    y_pointers = y_ptr + (sentence * time + position) * (HEADS * SHARE) + channel
-    for step in tl.static_range(STEPS):
-        written = (start + step < time) & valid
-        tl.store(y_pointers + step * HEADS * SHARE, sums[step], mask=written)
+    channels: tl.constexpr = HEADS * SHARE
+    y_pointers = point(y_ptr, sentence, start, channel, time * channels, channels)
+    store_rows(y_pointers, sums, start, time, valid, channels, STEPS)
 
 
 @triton.jit
@@ -245,20 +246,18 @@ def lightconv_backward_kernel(
     STEPS: tl.constexpr,
     TAPS: tl.constexpr,
 ):
+    """As forward; the weights' gradient goes to scratch, before dropout and softmax."""
     program = tl.program_id(0)
     block, tile = program % BLOCKS, program // BLOCKS
     head, channel, valid = locate_columns(block, HEADS, SHARE, COLS, MIXED)
     sentence, start = locate_runs(tile, batch, time, WIDTH, RUNS, STEPS)
-    position = start.to(tl.int64)
-    x_pointers = x_ptr + (sentence * x_batch_stride + position * x_time_stride) + channel
+    x_pointers = point(x_ptr, sentence, start, channel, x_batch_stride, x_time_stride)
     rows = ()
     for step in tl.static_range(STEPS):
         rows += (load_rows(x_pointers, start, time, x_time_stride, step, valid),)
     softmax = softmax_of_heads(weight_ptr, head, WIDTH, WIDE, NORMALIZE, MIXED)
     weights = (weight_ptr, head, softmax, (seed_low, seed_high, threshold, scale))
-    pointers = (
-        grad_y_ptr + (sentence * grad_y_batch_stride + position * grad_y_time_stride) + channel
-    )
+    pointers = point(grad_y_ptr, sentence, start, channel, grad_y_batch_stride, grad_y_time_stride)
     grad_y = (pointers, start, time, grad_y_time_stride, padding_left, valid)
     # Scratch (tiles, columns, K); a column is a channel when heads are mixed, else a block.
     if MIXED:
@@ -277,10 +276,9 @@ def lightconv_backward_kernel(
             *(sums, WIDTH - rest, rows, grad_y, weights, partial),
             *(WIDTH, NORMALIZE, DROPOUT, MIXED, rest, STEPS),
         )
-    grad_x_pointers = grad_x_ptr + (sentence * time + position) * (HEADS * SHARE) + channel
-    for step in tl.static_range(STEPS):
-        stored = (start + step < time) & valid
-        tl.store(grad_x_pointers + step * HEADS * SHARE, sums[step], mask=stored)
+    channels: tl.constexpr = HEADS * SHARE
+    grad_x_pointers = point(grad_x_ptr, sentence, start, channel, time * channels, channels)
+    store_rows(grad_x_pointers, sums, start, time, valid, channels, STEPS)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -342,6 +340,7 @@ class Plan:
             f"lightconv_{direction}",
             width=width,
             cols=min(power_of_two(share if share >= NARROWEST_HEAD else channels), WIDEST_BLOCK),
+            itemsize=x.element_size(),
             positions=batch * time,
             architecture=architecture_of(x.device),
         )

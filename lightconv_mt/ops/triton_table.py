@@ -4,7 +4,7 @@
 scripts/tune_kernels.py measured on a GPU; it rewrites that part of this file.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -18,10 +18,11 @@ SIZE_CLASSES = (512, 8192)
 class Tiling:
     """What a program works on, whatever the number of channels.
 
-    `elements` are those of one tile, runs x columns; `taps` 0 means all of them, unrolled.
+    `tile` counts the elements of one tile of x, runs x columns; `taps` 0 means all of them,
+    unrolled; `warps` are for 2-byte elements, wider ones get twice as many.
     """
 
-    elements: int
+    tile: int
     steps: int
     taps: int
     warps: int
@@ -47,52 +48,66 @@ class Launch:
 UNTUNED: dict[tuple[str, int], Tiling] = {
     ("lightconv_forward", 4): Tiling(2048, 4, 0, 8),
     ("lightconv_forward", 8): Tiling(2048, 4, 0, 8),
-    ("lightconv_forward", 16): Tiling(2048, 8, 5, 8),
-    ("lightconv_forward", 32): Tiling(2048, 8, 8, 8),
-    ("lightconv_forward", 255): Tiling(2048, 8, 8, 8),
+    ("lightconv_forward", 16): Tiling(2048, 4, 5, 8),
+    ("lightconv_forward", 32): Tiling(2048, 4, 8, 8),
+    ("lightconv_forward", 255): Tiling(2048, 4, 8, 8),
     ("lightconv_backward", 4): Tiling(2048, 4, 0, 8),
-    ("lightconv_backward", 8): Tiling(2048, 4, 4, 8),
-    ("lightconv_backward", 16): Tiling(2048, 4, 5, 8),
-    ("lightconv_backward", 32): Tiling(2048, 4, 4, 8),
-    ("lightconv_backward", 255): Tiling(2048, 4, 4, 8),
+    ("lightconv_backward", 8): Tiling(1024, 4, 4, 4),
+    ("lightconv_backward", 16): Tiling(1024, 4, 4, 4),
+    ("lightconv_backward", 32): Tiling(1024, 4, 4, 4),
+    ("lightconv_backward", 255): Tiling(1024, 4, 4, 4),
+    ("lightconv_step", 4): Tiling(1024, 1, 0, 4),
+    ("lightconv_step", 8): Tiling(1024, 1, 0, 4),
+    ("lightconv_step", 16): Tiling(1024, 1, 0, 4),
+    ("lightconv_step", 32): Tiling(1024, 1, 0, 4),
+    ("lightconv_step", 255): Tiling(1024, 1, 0, 4),
     ("dynamicconv_forward", 4): Tiling(2048, 4, 0, 8),
     ("dynamicconv_forward", 8): Tiling(2048, 4, 0, 8),
     ("dynamicconv_forward", 16): Tiling(2048, 4, 5, 8),
     ("dynamicconv_forward", 32): Tiling(2048, 4, 4, 8),
     ("dynamicconv_forward", 255): Tiling(2048, 4, 4, 8),
     ("dynamicconv_backward", 4): Tiling(2048, 4, 0, 8),
-    ("dynamicconv_backward", 8): Tiling(2048, 4, 0, 8),
-    ("dynamicconv_backward", 16): Tiling(2048, 4, 5, 8),
-    ("dynamicconv_backward", 32): Tiling(2048, 4, 4, 8),
+    ("dynamicconv_backward", 8): Tiling(2048, 4, 4, 8),
+    ("dynamicconv_backward", 16): Tiling(2048, 4, 3, 8),
+    ("dynamicconv_backward", 32): Tiling(2048, 4, 2, 8),
     ("dynamicconv_backward", 255): Tiling(1024, 1, 4, 8),
-    ("lightconv_step", 255): Tiling(512, 1, 0, 4),
-    ("dynamicconv_step", 255): Tiling(512, 1, 0, 4),
+    ("dynamicconv_step", 4): Tiling(1024, 1, 0, 4),
+    ("dynamicconv_step", 8): Tiling(1024, 1, 0, 4),
+    ("dynamicconv_step", 16): Tiling(1024, 1, 0, 4),
+    ("dynamicconv_step", 32): Tiling(1024, 1, 0, 4),
+    ("dynamicconv_step", 255): Tiling(1024, 1, 0, 4),
 }
 
 # Kernel, architecture, width class, columns and size class -> tiling.
 TUNED: dict[tuple[str, str, int, int, int], Tiling] = {}
 
 
+def tiling_of(
+    kernel: str, architecture: str, width_class: int, cols: int, size_class: int
+) -> Tiling:
+    """The tiling of a key of `TUNED`, measured or not."""
+    tuned = TUNED.get((kernel, architecture, width_class, cols, size_class))
+    if tuned is not None:
+        return tuned
+    tiling = UNTUNED[kernel, width_class]
+    # Few positions: smaller programs, that there are enough of them for every processor.
+    shrink = (4, 2, 1)[size_class]
+    return replace(tiling, tile=tiling.tile // shrink, warps=max(1, tiling.warps // shrink))
+
+
 def choose_launch(
-    kernel: str, *, width: int, cols: int, positions: int, architecture: str
+    kernel: str, *, width: int, cols: int, itemsize: int, positions: int, architecture: str
 ) -> Launch:
     """The launch of a kernel for a width, columns of a program and positions of all sentences."""
     width_class = next(end for end in WIDTH_CLASSES if width <= end)
     size_class = sum(positions > end for end in SIZE_CLASSES)
-    tiling = TUNED.get((kernel, architecture, width_class, cols, size_class))
-    if tiling is None:
-        tiling = UNTUNED[kernel, width_class]
-        # Few positions: smaller programs, that there are enough of them for every processor.
-        shrink = 4 if size_class == 0 else 2 if size_class == 1 else 1
-        tiling = Tiling(
-            tiling.elements // shrink, tiling.steps, tiling.taps, max(1, tiling.warps // shrink)
-        )
+    tiling = tiling_of(kernel, architecture, width_class, cols, size_class)
     return Launch(
-        runs=max(1, tiling.elements // cols),
+        runs=max(1, tiling.tile // cols),
         steps=tiling.steps,
         taps=min(tiling.taps or width, width),
         cols=cols,
-        warps=tiling.warps,
+        warps=tiling.warps * (2 if itemsize > 2 else 1),
     )
 
 

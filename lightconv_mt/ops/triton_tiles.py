@@ -17,15 +17,15 @@ from lightconv_mt.errors import ConfigError
 _WORD = 2**32
 # Values that change from call to call must not make a new kernel.
 VARYING = [
-    *("batch", "time", "padding_left", "tiles"),
+    *("batch", "time", "padding_left", "tiles", "lines"),
     *("seed_low", "seed_high", "threshold", "scale"),
 ]
 
 
 @triton.jit
 def locate_runs(tile, batch, time, WIDTH: tl.constexpr, RUNS: tl.constexpr, STEPS: tl.constexpr):
-    """Sentence (int64) and first position of each run, both (RUNS, 1)."""
-    run = tile * RUNS + tl.arange(0, RUNS)[:, None]
+    """Sentence (int64) and first position of each run, both (RUNS,)."""
+    run = tile * RUNS + tl.arange(0, RUNS)
     per_sentence = tl.cdiv(time, STEPS)
     sentence = run // per_sentence
     # Runs after the last sentence start so far behind its end that all they touch is masked.
@@ -53,16 +53,31 @@ def locate_columns(
 
 
 @triton.jit
+def point(pointer, sentence, position, channel, batch_stride, time_stride):
+    """Pointers (RUNS, COLS) to the first row of each run."""
+    row = sentence * batch_stride + position.to(tl.int64) * time_stride
+    return pointer + row[:, None] + channel
+
+
+@triton.jit
+def store_rows(pointers, sums, start, time, valid, CHANNELS: tl.constexpr, STEPS: tl.constexpr):
+    """Write the rows of all steps that lie inside the sentence."""
+    for step in tl.static_range(STEPS):
+        written = (start + step < time)[:, None] & valid
+        tl.store(pointers + step * CHANNELS, sums[step], mask=written)
+
+
+@triton.jit
 def load_rows(pointers, position, time, stride, shift, valid):
     """Rows `shift` positions after `position`, zero outside the sentence: float32."""
     inside = (position + shift >= 0) & (position + shift < time)
     offset = tl.cast(shift, tl.int64) * stride
-    return tl.load(pointers + offset, mask=inside & valid, other=0.0).to(tl.float32)
+    return tl.load(pointers + offset, mask=inside[:, None] & valid, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def keep(element, random):
-    """`ops.masks.keep_mask` of elements, times 1 / (1 - p); random: seed words, threshold, scale."""
+    """`ops.masks.keep_mask`, kept = 1 / (1 - p); random: seed words, threshold, that value."""
     word = element.to(tl.uint32) ^ random[0].to(tl.uint32, bitcast=True)
     word = lowbias32(word) ^ random[1].to(tl.uint32, bitcast=True)
     kept = lowbias32(word) >= random[2].to(tl.uint32, bitcast=True)
@@ -84,6 +99,11 @@ def random_words(dropout: float, seed: int) -> tuple[int, int, int, float]:
         (word + _WORD // 2) % _WORD - _WORD // 2 for word in (seed, seed >> 32, threshold)
     )
     return low, high, limit, 1.0 / (1.0 - dropout)
+
+
+def threads_of_row(cols: int, x: Tensor) -> int:
+    """How many threads share a row of `cols` elements of x, each reading 16 bytes; at least 4."""
+    return max(4, cols * x.element_size() // 16)
 
 
 def empty(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -110,7 +130,7 @@ def check_types(*tensors: Tensor) -> None:
 
 
 def launch(
-    kernel: Any, programs: int, near: Tensor, *arguments: Any, warps: int, **constants: Any
+    kernel: Any, programs: int, near: Tensor, /, *arguments: Any, warps: int, **constants: Any
 ) -> None:
     """Run a kernel on the device of `near`; nothing to do is no launch."""
     if programs == 0:

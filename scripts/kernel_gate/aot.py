@@ -20,8 +20,9 @@ from kernel_gate.targets import TARGETS
 
 # One width of each class that the kernels are tiled for.
 WIDTHS = (3, 7, 15, 31, 255)
-HEADINGS = ["kernel", "type", "K", "target", "warps", "registers", "shared", "stack", "scalars"]
-HEADINGS += ["occupancy", "seconds", "complaint"]
+DIRECTIONS = ("backward", "forward", "step")
+HEADINGS = ["call", "kernel", "type", "K", "target", "warps", "registers", "shared", "stack"]
+HEADINGS += ["scalars", "occupancy", "seconds", "complaint"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +66,9 @@ class Compiled:
     def row(self) -> list[object]:
         """Of the table."""
         call = self.job.call
-        room = "few registers" if self.job.must_spill else "many"
-        cells: list[object] = [self.kernel, *((call.dtype, call.width) if call else (room, "-"))]
+        room = "few registers" if self.job.must_spill else "many registers"
+        cells: list[object] = [call.name, self.kernel] if call else [room, self.kernel]
+        cells += [call.dtype, call.width] if call else ["fp32", "-"]
         cells += [self.job.target, self.num_warps]
         if self.resources is None:
             cells += ["-"] * 5
@@ -88,12 +90,17 @@ def main() -> int:
     with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
         done = pool.map(compile_job, jobs(reduced=arguments.reduced))
         found = [compiled for group in done for compiled in group]
-    print_table(HEADINGS, sorted((each.row() for each in found), key=lambda row: str(row[0])))
+    print_table(HEADINGS, sorted([each.row() for each in found], key=by_kernel))
     print(
         f"compiled by triton {triton.__version__}; no GPU was involved\n"
         "stack: bytes that a thread spills to memory; scalars: AMD's, parked in vector registers"
     )
     return not passes(found)
+
+
+def by_kernel(row: Sequence[object]) -> list[str]:
+    """Order of the table; within a kernel that of the jobs."""
+    return [str(cell) for cell in row[:2]]
 
 
 def jobs(*, reduced: bool) -> list[Job]:
@@ -107,7 +114,7 @@ def jobs(*, reduced: bool) -> list[Job]:
     calls = [
         Call(kind=kind, direction=direction, dtype=dtype, width=width)
         for width in (WIDTHS[3:0:-2] if reduced else WIDTHS[::-1])
-        for kind, direction in product(("lightconv", "dynamicconv"), ("backward", "forward"))
+        for kind, direction in product(("lightconv", "dynamicconv"), DIRECTIONS)
         for dtype in (["bf16"] if reduced else TYPES)
     ]
     return controls + [Job(target=target, call=call) for call in calls for target in targets]

@@ -24,7 +24,7 @@ from lightconv_mt.ops import Backend, resolve_backend
 # Module and name of what gives the kernels' outputs their memory.
 ALLOCATORS = {
     "native": [("native", "empty_like")],
-    "triton": [("triton_lightconv", "empty"), ("triton_dynamicconv", "empty")],
+    "triton": [(f"triton_{name}", "empty") for name in ("lightconv", "dynamicconv", "step")],
 }
 QUANTITIES = ("y", "grad_x", "grad_weight")
 

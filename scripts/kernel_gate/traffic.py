@@ -4,13 +4,12 @@ import argparse
 import sys
 from itertools import product
 
-from kernel_gate.calls import Call
+from kernel_gate.calls import LARGE, Call
 from kernel_gate.counter import Moved, counted
 from kernel_gate.report import print_table
 
 # Bytes moved over inputs read once and outputs written once.
-LIMITS = {"forward": 1.1, "backward": 1.3}
-TRAINING = (32, 512, 512)
+LIMITS = {"forward": 1.1, "backward": 1.3, "step": 1.1}
 H100_BYTES_PER_SECOND = 3.35e12
 HEADINGS = ["call", "type", "K", "kernel", "programs", "minimum", "moved", "ratio", "limit"]
 HEADINGS += ["sectors", "accessed", "model us"]
@@ -34,11 +33,11 @@ def main() -> int:
         exceeded += not ratio <= LIMITS[call.direction]
     print_table(HEADINGS, rows)
     print(
-        f"per call of {calls[0].shape}, in the tiles of {TRAINING}\n"
+        f"per call of {calls[0].shape}, a step of {calls[-1].shape}, in the tiles of {LARGE}\n"
         "minimum: of a call, inputs and outputs once; of a kernel, all that it touches once\n"
         "moved: distinct bytes of each program, summed; sectors: the same in 32-byte sectors, and\n"
         "accessed: every load and store, both as multiples of the minimum\n"
-        f"model us: MODEL, NOT A MEASUREMENT: what is moved for {TRAINING} at 3.35 TB/s (H100)"
+        "model us: MODEL, NOT A MEASUREMENT: for those, at 3.35 TB/s (H100)"
     )
     print(f"{len(calls)} calls, {exceeded} above their limit")
     return exceeded > 0
@@ -53,9 +52,7 @@ def rows_of(call: Call) -> tuple[list[list[object]], float]:
         for name in ("distinct", "sectors", "accessed", "programs"):
             setattr(total, name, getattr(total, name) + getattr(moved, name))
     rows = [line(call, name, moved, moved.compulsory) for name, moved in kernels.items()]
-    batch, time, channels = TRAINING
-    scale = batch * time * channels / (call.batch * call.time * call.channels)
-    seconds = scale * total.distinct / H100_BYTES_PER_SECOND
+    seconds = call.scale * total.distinct / H100_BYTES_PER_SECOND
     all_kernels = line(call, "all", total, call.minimum_bytes)
     all_kernels[8], all_kernels[11] = LIMITS[call.direction], f"{1e6 * seconds:.1f}"
     return [*rows, all_kernels], total.distinct / call.minimum_bytes

@@ -10,7 +10,7 @@ from lightconv_mt.ops import Backend, dispatch, dynamicconv, lightconv, resolve_
 from lightconv_mt.ops.banded import LONGEST_BAND
 from lightconv_mt.ops.native import NativeUnavailableError
 
-FAST = [backend for backend in Backend if backend is not Backend.reference]
+FAST = [Backend.auto, Backend.torch, Backend.native]
 
 
 @settings(max_examples=60, deadline=None)
@@ -96,3 +96,41 @@ def test_without_a_compiler_auto_takes_plain_torch_and_native_is_refused(
     with pytest.raises(ConfigError, match="runs on CPUs, not on cuda"):
         resolve_backend(Backend.native, device=torch.device("cuda"))
     dispatch._fastest.cache_clear()
+
+
+def test_triton_is_for_gpus() -> None:
+    remedy = "triton runs on GPUs, not on cpu; set runtime.device=cuda where there is one"
+    with pytest.raises(ConfigError, match=remedy):
+        resolve_backend(Backend.triton, device=torch.device("cpu"))
+    with pytest.raises(ConfigError, match=remedy):
+        lightconv(torch.randn(1, 3, 4), torch.randn(2, 3), padding_left=2, backend=Backend.triton)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_auto_takes_triton_on_gpus_where_it_imports(
+    missing: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load(name: str) -> None:
+        if missing:
+            raise ModuleNotFoundError("No module named 'triton'")
+
+    monkeypatch.setattr(dispatch, "import_module", load)
+    dispatch._fastest.cache_clear()
+    gpu = torch.device("cuda")
+    with caplog.at_level("INFO"):
+        chosen = resolve_backend(Backend.auto, device=gpu)
+    assert chosen is (Backend.torch if missing else Backend.triton)
+    assert ("torch (not triton: No module named 'triton')" in caplog.text) is missing
+    if missing:
+        with pytest.raises(ConfigError, match="triton cannot run: No module named 'triton'; set"):
+            resolve_backend(Backend.triton, device=gpu)
+    else:
+        assert resolve_backend(Backend.triton, device=gpu) is Backend.triton
+    assert resolve_backend(Backend.auto, device=torch.device("mps")) is Backend.torch
+    dispatch._fastest.cache_clear()
+
+
+def test_tensors_on_another_device_than_the_kernels_are_refused() -> None:
+    x, weight = torch.randn(1, 3, 4, device="meta"), torch.randn(2, 3, device="meta")
+    with pytest.raises(ConfigError, match="native runs on CPUs, not on meta"):
+        lightconv(x, weight, padding_left=2, backend=Backend.native)

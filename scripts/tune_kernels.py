@@ -1,0 +1,119 @@
+"""Measure launches of the Triton kernels on this GPU and write the best into ops/triton_table.py.
+
+Every entry starts from the launch that is used now and changes one number at a time while that
+helps. bfloat16; an hour for everything. Run `make test-gpu` afterwards.
+"""
+
+import argparse
+import re
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from lightconv_mt.ops import triton_table as table
+
+CHOICES = {
+    "tile": (256, 512, 1024, 2048, 4096),
+    "steps": (1, 2, 4, 8),
+    "taps": (0, 2, 3, 4, 5, 8),
+    "warps": (1, 2, 4, 8, 16),
+}
+# Sentences, length and rows of a step for the three size classes.
+SIZES = ((8, 32), (128, 32), (32, 1024))
+ROWS = (64, 2048, 16384)
+
+
+def main() -> None:
+    """Tune what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kernels", nargs="+", default=sorted({key[0] for key in table.UNTUNED}))
+    parser.add_argument("--widths", nargs="+", type=int, default=[3, 7, 15, 31, 63])
+    parser.add_argument("--cols", nargs="+", type=int, default=[64], help="channels of a head")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("tune-kernels: no GPU here; the table stays as it is")
+        return
+    architecture = table.architecture_of(torch.device("cuda", torch.cuda.current_device()))
+    for kernel, width, cols in product(arguments.kernels, arguments.widths, arguments.cols):
+        for size in range(len(SIZES)):
+            width_class = next(end for end in table.WIDTH_CLASSES if width <= end)
+            key = (kernel, architecture, width_class, cols, size)
+            best, seconds, before = climb(key, call(kernel, width, cols, size))
+            table.TUNED[key] = best
+            print(f"{key}: {best} {1e6 * seconds:.1f} us, before {1e6 * before:.1f}", flush=True)
+            write_table()
+
+
+def call(kernel: str, width: int, cols: int, size: int) -> Callable[[], object]:
+    """One launch of a kernel."""
+    from lightconv_mt.ops import triton_dynamicconv, triton_lightconv, triton_step
+
+    kind, direction = kernel.split("_")
+    heads, options = 512 // cols, {"device": "cuda", "dtype": torch.bfloat16}
+    batch, time = (ROWS[size], 1) if direction == "step" else SIZES[size]
+    x, grad_y = torch.randn(2, batch, time, 512, **options)
+    rows = (batch, time) if kind == "dynamicconv" else ()
+    weight = torch.randn(*rows, heads, width, **options)
+    if direction == "step":
+        ring = torch.randn(batch, width - 1, 512, **options)
+        position = torch.arange(batch, device="cuda")
+        step = getattr(triton_step, f"{kernel}_triton")
+        return lambda: step(x, ring, position, weight)
+    module = triton_lightconv if kind == "lightconv" else triton_dynamicconv
+    convolve = {"padding_left": width - 1, "dropout": 0.1, "seed": 1}
+    if direction == "forward":
+        return lambda: getattr(module, f"{kind}_triton")(x, weight, **convolve)
+    return lambda: getattr(module, f"{kind}_triton_backward")(grad_y, x, weight, **convolve)
+
+
+def climb(
+    key: tuple[str, str, int, int, int], function: Callable[[], object]
+) -> tuple[table.Tiling, float, float]:
+    """The best tiling found, its seconds and those of the one used before."""
+    best = table.tiling_of(*key)
+    before = fastest = timed(key, best, function)
+    improved = True
+    while improved:
+        improved = False
+        for name, values in CHOICES.items():
+            for candidate in (replace(best, **{name: value}) for value in values):
+                if candidate != best and (found := timed(key, candidate, function)) < fastest:
+                    best, fastest, improved = candidate, found, True
+    return best, fastest, before
+
+
+def timed(
+    key: tuple[str, str, int, int, int], tiling: table.Tiling, function: Callable[[], object]
+) -> float:
+    """Median seconds of 20 launches; infinite when the compiler refuses the tiling."""
+    table.TUNED[key] = tiling
+    seconds = []
+    try:
+        for _ in range(23):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            function()
+            end.record()
+            torch.cuda.synchronize()
+            seconds.append(start.elapsed_time(end) / 1e3)
+    except Exception as error:  # whatever the compiler raises
+        print(f"  {tiling}: {type(error).__name__}")
+        return float("inf")
+    return statistics.median(seconds[3:])
+
+
+def write_table() -> None:
+    """Put `TUNED` into the source of the module."""
+    path = Path(table.__file__)
+    lines = (f"    {key!r}: {value!r},\n" for key, value in sorted(table.TUNED.items()))
+    body = "".join(lines).replace("'", '"')
+    pattern = r"(?ms)^(TUNED: [^\n]* = \{).*?\}$"
+    path.write_text(re.sub(pattern, lambda found: f"{found[1]}\n{body}}}", path.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The table of launches: complete, and rewritten by its script without loss."""
+
+import shutil
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightconv_mt.ops import triton_table as table
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "tune_kernels.py"
+KERNELS = sorted({kernel for kernel, _ in table.UNTUNED})
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_call_has_a_launch(kernel: str) -> None:
+    sizes = product(range(1, 256), (1, 16, 64), (2, 4), (0, 1, 512, 513, 8193, 10**7))
+    for width, cols, itemsize, positions in sizes:
+        launch = table.choose_launch(
+            kernel,
+            **{"width": width, "cols": cols, "itemsize": itemsize, "positions": positions},
+            architecture="sm_90",
+        )
+        for value in (launch.runs, launch.warps, launch.cols):
+            assert value == table.power_of_two(value)
+        assert 1 <= launch.taps <= width
+        assert launch.warps <= 16
+
+
+def test_a_measured_launch_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = table.Tiling(256, 2, 3, 2)
+    monkeypatch.setitem(table.TUNED, ("lightconv_forward", "sm_90", 8, 64, 2), measured)
+    chosen = {
+        architecture: table.choose_launch(
+            "lightconv_forward",
+            **{"width": 7, "cols": 64, "itemsize": 2, "positions": 10**6},
+            architecture=architecture,
+        )
+        for architecture in ("sm_90", "gfx942")
+    }
+    assert chosen["sm_90"] == table.Launch(runs=4, steps=2, taps=3, cols=64, warps=2)
+    assert chosen["gfx942"] != chosen["sm_90"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_tuning_without_a_gpu_changes_nothing() -> None:
+    before = Path(table.__file__).read_bytes()
+    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=True)
+    assert "no GPU here" in done.stdout
+    assert Path(table.__file__).read_bytes() == before
+
+
+def test_the_script_writes_entries_that_python_reads(tmp_path: Path) -> None:
+    copy = tmp_path / "triton_table.py"
+    shutil.copy(table.__file__, copy)
+    program = (
+        "import tune_kernels as tune; table = tune.table; table.__file__ = sys.argv[1];"
+        "key = ('lightconv_step', 'sm_90', 8, 64, 0); table.TUNED[key] = table.Tiling(1, 2, 3, 4);"
+        "tune.write_table(); tune.write_table()"
+    )
+    command = [sys.executable, "-c", f"import sys; {program}", str(copy)]
+    subprocess.run(command, cwd=SCRIPT.parent, check=True)
+    read: dict[str, object] = {}
+    exec(copy.read_text(), read)
+    assert repr(read["TUNED"]) == (
+        "{('lightconv_step', 'sm_90', 8, 64, 0): Tiling(tile=1, steps=2, taps=3, warps=4)}"
+    )
+    assert read["UNTUNED"]
