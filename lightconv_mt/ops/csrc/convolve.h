@@ -41,6 +41,25 @@ struct TapLayout {
   i64 step, row_step, time_step, origin;
 };
 
+// Memory the next task will want, as first row and distance of rows: it is fetched into the cache
+// next to the core bit by bit, while this task computes.
+template <class S>
+struct Ahead {
+  const S* rows[3];
+  i64 strides[3];
+  int count;
+};
+
+// Ask for V vectors' worth of rows [begin, end).
+template <class S, int V, bool WRITE>
+inline void prefetch(const S* rows, i64 stride, i64 begin, i64 end) {
+  constexpr int lanes = V * Lanes<typename Accumulator<S>::type>::count, line = 64 / sizeof(S);
+  for (i64 row = begin; row < end; ++row)
+#pragma GCC unroll 4
+    for (int at = 0; at < lanes; at += line)
+      __builtin_prefetch(rows + row * stride + at, WRITE, WRITE ? 3 : 2);
+}
+
 // Rows FROM..TO of a block take one input row into their sums.
 template <class A, int V, int FROM, int TO, int R>
 inline __attribute__((always_inline)) void take_row(const A* row, const A* tap, i64 row_step,
@@ -68,7 +87,18 @@ void convolve_block(const A* input, i64 stride, const A* tap, i64 step, i64 row_
     if (I >= first && I < last)
       take_row<A, V, 0, I, R>(input + I * stride, tap + I * step, row_step, sums);
   };
+  auto put = [&](int r) {
+    S* to = out + r * out_stride;
+#pragma GCC unroll 8
+    for (int v = 0; v < V - 1; ++v) store(to + v * W, sums[r][v]);
+    if (last_lanes == W)
+      store(to + (V - 1) * W, sums[r][V - 1]);
+    else
+      store_part(to + (V - 1) * W, sums[r][V - 1], last_lanes);
+  };
+  // A row is stored as soon as it is whole: stores are slow, and here hide behind the other rows.
   auto ramp_down = [&]<int I>(std::integral_constant<int, I>) {
+    put(I);
     i64 i = width + I;
     if (i >= first && i < last)
       take_row<A, V, I + 1, R - 1, R>(input + i * stride, tap + i * step, row_step, sums);
@@ -80,22 +110,15 @@ void convolve_block(const A* input, i64 stride, const A* tap, i64 step, i64 row_
       take_row<A, V, 0, R - 1, R>(input + i * stride, tap + i * step, row_step, sums);
     (ramp_down(std::integral_constant<int, I>{}), ...);
   }(std::make_integer_sequence<int, R - 1>{});
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r, out += out_stride) {
-#pragma GCC unroll 8
-    for (int v = 0; v < V - 1; ++v) store(out + v * W, sums[r][v]);
-    if (last_lanes == W)
-      store(out + (V - 1) * W, sums[r][V - 1]);
-    else
-      store_part(out + (V - 1) * W, sums[r][V - 1], last_lanes);
-  }
+  put(R - 1);
 }
 
 // Output rows [begin, end): out[t] = sum over i of tap(i) * input[t - lead + i], the input's rows
 // clipped to [0, time); `input` and `out` point at row 0.
 template <class S, class A, int V>
 void convolve_rows(const A* input, i64 stride, i64 lead, i64 time, i64 width, i64 begin, i64 end,
-                   const TapLayout<A>& taps, S* out, i64 out_stride, int last_lanes) {
+                   const TapLayout<A>& taps, S* out, i64 out_stride, int last_lanes,
+                   const Ahead<S>& ahead) {
   const i64 most = std::min<i64>(kMaxRows[V], width);
   const i64 blocks = (end - begin + most - 1) / most;
   for (i64 block = 0; block < blocks; ++block) {
@@ -105,6 +128,7 @@ void convolve_rows(const A* input, i64 stride, i64 lead, i64 time, i64 width, i6
     const A* from = input + (t - lead) * stride;
     i64 first = std::max<i64>(0, lead - t), last = time - t + lead;
     S* to = out + t * out_stride;
+    if (ahead.count) prefetch<S, V, true>(to, out_stride, 0, rows);
 #define LCMT_ROWS(R)                                                                           \
   case R:                                                                                      \
     if constexpr (R <= kMaxRows[V])                                                            \
@@ -117,13 +141,16 @@ void convolve_rows(const A* input, i64 stride, i64 lead, i64 time, i64 width, i6
       LCMT_ROWS(14)
     }
 #undef LCMT_ROWS
+    for (int array = 0; array < ahead.count; ++array)
+      prefetch<S, V, false>(ahead.rows[array], ahead.strides[array], t - begin, t - begin + rows);
   }
 }
 
 // As `convolve_rows`, for any number of vectors, of which the last has `last` lanes.
 template <class S, class A>
 void convolve(int vectors, const A* input, i64 stride, i64 lead, i64 time, i64 width, i64 begin,
-              i64 end, const TapLayout<A>& taps, S* out, i64 out_stride, int last) {
+              i64 end, const TapLayout<A>& taps, S* out, i64 out_stride, int last,
+              Ahead<S> ahead) {
   constexpr int W = Lanes<A>::count;
   for (int v = 0, now; v < vectors; v += now, input += now * W, out += now * W) {
     now = vectors_at_once(width, vectors - v);
@@ -131,17 +158,18 @@ void convolve(int vectors, const A* input, i64 stride, i64 lead, i64 time, i64 w
     switch (now) {
       case 1:
         convolve_rows<S, A, 1>(input, stride, lead, time, width, begin, end, taps, out, out_stride,
-                               lanes);
+                               lanes, ahead);
         break;
       case 2:
         convolve_rows<S, A, 2>(input, stride, lead, time, width, begin, end, taps, out, out_stride,
-                               lanes);
+                               lanes, ahead);
         break;
       case 4:
         if constexpr (kMaxVectors >= 4)
           convolve_rows<S, A, 4>(input, stride, lead, time, width, begin, end, taps, out,
-                                 out_stride, lanes);
+                                 out_stride, lanes, ahead);
         break;
     }
+    for (const S*& rows : ahead.rows) rows += now * W;
   }
 }

@@ -17,6 +17,7 @@
 namespace {
 
 constexpr i64 kStretch = 64, kBackwardStretch = 128;  // positions of a task at most
+constexpr i64 kFarBytes = 1 << 22;
 constexpr int kPanelVectors = 4;                      // of channels, in a panel
 constexpr i64 kZeroRows = 16;                         // around a sequence, read by gradients of taps
 
@@ -70,6 +71,8 @@ struct Convolution {
   const Call& call;
   const i64 lead = call.padding_left, lag = call.width - 1 - call.padding_left;
   const i64 tap_stride = tap_stride_of<A>(call.width);
+  // Whether the tensors are too large to lie in a cache since they were written.
+  const bool far = call.batch * call.time * call.channels * i64(sizeof(S)) > kFarBytes;
   std::vector<A> shared, shared_softmax;  // LightConv's taps, (H, tap_stride)
 
   explicit Convolution(const Call& call) : call(call) {
@@ -121,17 +124,20 @@ struct Convolution {
           const S* x =
               static_cast<const S*>(call.x) + task.sentence * call.x_batch_stride + channel;
           S* y = static_cast<S*>(call.y) + task.sentence * call.time * call.channels + channel;
+          const i64 next = task.end + lag;
+          const Ahead<S> ahead = {{x + next * call.x_time_stride, y + task.end * call.channels},
+                                  {call.x_time_stride, call.channels}, far ? 2 : 0};
           if constexpr (std::is_same_v<S, A>)
             if (last == W) {  // whole vectors of the right type are read where they are
               convolve(vectors, x, call.x_time_stride, lead, call.time, call.width, task.begin,
-                       task.end, taps, y, call.channels, last);
+                       task.end, taps, y, call.channels, last, ahead);
               return;
             }
           const i64 stride = vectors * W;
           A* panel = scratch(kInput).template get<A>((end - begin) * stride);
           pack(x, call.x_time_stride, call.time, begin, end, vectors, last, panel);
           convolve(vectors, panel - begin * stride, stride, lead, call.time, call.width,
-                   task.begin, task.end, taps, y, call.channels, last);
+                   task.begin, task.end, taps, y, call.channels, last, ahead);
         });
       }
     });
@@ -175,14 +181,20 @@ struct Convolution {
     for_each_block<A>(call, head, [&](i64 channel, int vectors, int last) {
       const i64 stride = vectors * W;
       A* dy = scratch(kGradient).template get<A>((dy_end - dy_begin + kZeroRows) * stride);
-      pack(static_cast<const S*>(call.grad_y) + task.sentence * call.grad_y_batch_stride + channel,
-           call.grad_y_time_stride, time, dy_begin, dy_end, vectors, last, dy);
+      const S* grad_y =
+          static_cast<const S*>(call.grad_y) + task.sentence * call.grad_y_batch_stride + channel;
+      const S* x_rows =
+          static_cast<const S*>(call.x) + task.sentence * call.x_batch_stride + channel;
       S* grad_x = static_cast<S*>(call.grad_x) + task.sentence * time * call.channels + channel;
+      const Ahead<S> ahead = {{grad_y + (task.end + lead) * call.grad_y_time_stride,
+                               x_rows + (task.end + lag) * call.x_time_stride,
+                               grad_x + task.end * call.channels},
+                              {call.grad_y_time_stride, call.x_time_stride, call.channels}, far ? 3 : 0};
+      pack(grad_y, call.grad_y_time_stride, time, dy_begin, dy_end, vectors, last, dy);
       convolve(vectors, dy - dy_begin * stride, stride, lag, time, call.width, task.begin,
-               task.end, layout, grad_x, call.channels, last);
+               task.end, layout, grad_x, call.channels, last, ahead);
       A* x = scratch(kInput).template get<A>((x_end - x_begin) * stride);
-      pack(static_cast<const S*>(call.x) + task.sentence * call.x_batch_stride + channel,
-           call.x_time_stride, time, x_begin, x_end, vectors, last, x);
+      pack(x_rows, call.x_time_stride, time, x_begin, x_end, vectors, last, x);
       const A* input = x + (task.begin - lead - x_begin) * stride;
       A* own = dy + (task.begin - dy_begin) * stride;
       if constexpr (dynamic) {

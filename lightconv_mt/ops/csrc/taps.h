@@ -34,10 +34,8 @@ inline Scratch& scratch(Slot slot) {
 // Lanes a row of taps takes: whole vectors, or a fraction of one that a few short rows share.
 template <class A>
 constexpr i64 tap_stride_of(i64 width) {
-  constexpr int W = Lanes<A>::count;
-  if (W >= 8 && width * 4 <= W) return W / 4;
-  if (W >= 4 && width * 2 <= W) return W / 2;
-  return round_up(width, W);
+  constexpr int W = Lanes<A>::count, quarter = std::max(W / 4, 2), half = std::max(W / 2, 2);
+  return width <= quarter ? quarter : width <= half ? half : round_up(width, W);
 }
 
 // Multiply rows of taps, `lanes` of each, by their dropout mask; `first` is the index of the first
@@ -45,28 +43,38 @@ constexpr i64 tap_stride_of(i64 width) {
 template <class A>
 void drop(double dropout, uint64_t seed, u32 first, u32 row_step, i64 rows, A* taps, i64 lanes,
           i64 stride) {
-  constexpr int L = std::max(Lanes<A>::count / 4, 1);
-  const u32 low = u32(seed), high = u32(seed >> 32);
+  constexpr int W = Lanes<A>::count;
+  using Words = typename Lanes<A>::Words;
   const u32 threshold = u32(std::min(std::nearbyint(dropout * 4294967296.0), 4294967295.0));
   const A scale = A(1.0 / (1.0 - dropout));
+  Words lane;
+  for (int at = 0; at < W; ++at) lane[at] = u32(at);
   for (i64 row = 0; row < rows; ++row, first += row_step, taps += stride)
-    for (i64 at = 0; at < lanes; at += L)
-#pragma GCC unroll 4
-      for (int lane = 0; lane < L; ++lane) {
-        u32 word = lowbias32(lowbias32((first + u32(at) + u32(lane)) ^ low) ^ high);
-        taps[at + lane] *= word >= threshold ? scale : A(0);
-      }
+    for (i64 at = 0; at < lanes; at += W) {
+      Words word = lowbias32((lane + (first + u32(at))) ^ u32(seed));
+      auto kept = lowbias32(word ^ u32(seed >> 32)) >= threshold;
+      const int n = int(std::min<i64>(W, lanes - at));
+      Vec<A> factor = __builtin_convertvector(-kept, Vec<A>) * scale;
+      if (n == W)
+        store(taps + at, load(taps + at) * factor);
+      else
+        store_part(taps + at, load_part(taps + at, n, A(0)) * factor, n);
+    }
 }
 
-// As many rows as a vector has lanes, each of up to L taps (L = a vector: any number), side by side:
-// vector v of a part holds rows v, v + L, v + 2L, ... and a batch's last rows repeat the last one.
-template <class A, int L>
+// As many rows as a vector has lanes, in PARTS vectors (0: any number) of L lanes each, side by side:
+// vector v of a part holds rows v, v + L, v + 2L, ... FULL: there are that many; else the last one
+// is repeated.
+template <class A, int L, int PARTS, bool FULL>
 struct RowBatch {
   static constexpr int W = Lanes<A>::count, G = W / L;
-  i64 first, rows, width;
+  i64 width, first, rows;
 
-  i64 row(int v, int group) const { return std::min(first + v + group * L, rows - 1); }
-  i64 parts() const { return L < W ? 1 : (width + W - 1) / W; }
+  i64 row(int v, int group) const {
+    const i64 index = v + group * L;
+    return first + (FULL ? index : std::min(index, rows - 1));
+  }
+  i64 parts() const { return PARTS ? PARTS : (width + W - 1) / W; }
   int lanes(i64 part) const { return int(std::min<i64>(width - part * W, W)); }
 
   // Elements of one part of rows v, v + L, ..., `fill` beyond the width.
@@ -75,7 +83,7 @@ struct RowBatch {
     const int n = lanes(part);
     if constexpr (G == 1) {
       const S* source = from + row(v, 0) * stride + part * W;
-      return n == W ? load(source) : load_part(source, n, fill);
+      return part + 1 < parts() ? load(source) : load_part(source, n, fill);
     }
     Vec<A> value = Vec<A>{} + fill;
 #pragma GCC unroll 4
@@ -106,24 +114,25 @@ struct RowBatch {
   }
 };
 
-// Call `work` with the RowBatch type for a width, for every batch of `rows` rows.
+// Call `work` with batches of `rows` rows of a width; the last may overlap the one before.
 template <class A, class Work>
 void for_each_batch(i64 rows, i64 width, const Work& work) {
-  constexpr int W = Lanes<A>::count;
-  for (i64 first = 0; first < rows; first += W) {
-    const i64 stride = tap_stride_of<A>(width);
-    if constexpr (W >= 8)
-      if (stride == W / 4) {
-        work(RowBatch<A, W / 4>{first, rows, width});
-        continue;
-      }
-    if constexpr (W >= 4)
-      if (stride == W / 2) {
-        work(RowBatch<A, W / 2>{first, rows, width});
-        continue;
-      }
-    work(RowBatch<A, W>{first, rows, width});
+  constexpr int W = Lanes<A>::count, quarter = std::max(W / 4, 2), half = std::max(W / 2, 2);
+  const i64 stride = tap_stride_of<A>(width);
+  auto batches = [&]<int L, int PARTS, bool FULL>() {
+    for (i64 first = 0; first < rows; first += W)
+      work(RowBatch<A, L, PARTS, FULL>{width, FULL ? std::min(first, rows - W) : first, rows});
+  };
+  if (rows < W) {
+    if (stride == quarter) return batches.template operator()<quarter, 1, false>();
+    if (stride == half) return batches.template operator()<half, 1, false>();
+    return batches.template operator()<W, 0, false>();
   }
+  if (stride == quarter) return batches.template operator()<quarter, 1, true>();
+  if (stride == half) return batches.template operator()<half, 1, true>();
+  if (stride == W) return batches.template operator()<W, 1, true>();
+  if (stride == 2 * W) return batches.template operator()<W, 2, true>();
+  return batches.template operator()<W, 0, true>();
 }
 
 // Softmax of `rows` rows of raw weights into rows of `stride`, zero beyond the width.
@@ -131,7 +140,7 @@ template <class S, class A>
 void normalize_rows(bool normalize, i64 width, const S* raw, i64 raw_stride, i64 rows, A* taps,
                     i64 stride) {
   const A log2e = A(1.44269504088896340736), lowest = -std::numeric_limits<A>::infinity();
-  for_each_batch<A>(rows, width, [&]<int L>(const RowBatch<A, L>& batch) {
+  for_each_batch<A>(rows, width, [&]<int L, int P, bool F>(const RowBatch<A, L, P, F>& batch) {
     if (!normalize) {
       for (int v = 0; v < L; ++v)
         for (i64 part = 0; part < batch.parts(); ++part)
@@ -173,7 +182,7 @@ void normalize_rows(bool normalize, i64 width, const S* raw, i64 raw_stride, i64
 template <class S, class A>
 void taps_backward(bool normalize, i64 width, const A* products, i64 product_stride, const A* taps,
                    const A* softmax, i64 stride, i64 rows, S* out, i64 out_stride) {
-  for_each_batch<A>(rows, width, [&]<int L>(const RowBatch<A, L>& batch) {
+  for_each_batch<A>(rows, width, [&]<int L, int P, bool F>(const RowBatch<A, L, P, F>& batch) {
     Vec<A> sums[L];
     A numbers[batch.W];
     if (normalize) {

@@ -37,12 +37,14 @@ struct Lanes<float> {
   static constexpr int count = kVectorBytes / 4;
   typedef float Vector __attribute__((vector_size(kVectorBytes)));
   typedef int32_t Integer __attribute__((vector_size(kVectorBytes)));
+  typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
 };
 template <>
 struct Lanes<double> {
   static constexpr int count = kVectorBytes / 8;
   typedef double Vector __attribute__((vector_size(kVectorBytes)));
   typedef int64_t Integer __attribute__((vector_size(kVectorBytes)));
+  typedef uint32_t Words __attribute__((vector_size(kVectorBytes / 2)));
 };
 template <class A>
 using Vec = typename Lanes<A>::Vector;
@@ -334,7 +336,8 @@ inline Vec<double> exp2_negative(Vec<double> x) {
 }
 
 // Whether element i of a dropout mask is kept: see ops/masks.py.
-inline u32 lowbias32(u32 word) {
+template <class Word>
+inline Word lowbias32(Word word) {
   word = (word ^ (word >> 16)) * 0x7feb352du;
   word = (word ^ (word >> 15)) * 0x846ca68bu;
   return word ^ (word >> 16);
