@@ -1,8 +1,10 @@
 """Time the convolutions against plain torch, unfold and self-attention, and the machine's limit.
 
-All candidates are checked against the reference first, then timed in turn within one loop. The
-limit of a case is the larger of its multiply-adds at the speed measured from registers and its
-bytes at the speed of a copy, both measured in the same run.
+All candidates are checked against the reference first, then timed in turn: in every round each
+runs once untimed, so that none meets the caches another one left, and then a few times timed.
+Minimum and median are given; ratios are of medians. The limit of a case is the larger of its
+multiply-adds at the speed measured from registers and its bytes at the speed of a copy; that of
+one step is its bytes at the speed of a read. All three speeds are measured in the same run.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from baselines import attention, unfold
-from lightconv_mt.ops import Backend, dynamicconv, lightconv
+from lightconv_mt.ops import Backend, dynamicconv, dynamicconv_step, lightconv, lightconv_step
 from lightconv_mt.ops.native import load_library
 from lightconv_mt.train.memory import keep_freed_memory
 
@@ -29,13 +31,16 @@ CASES = [
     (8, 512, 512, 8, 31),
     (1, 2048, 512, 8, 31),
 ]
+STEP_ROWS, STEP_WIDTHS = (1, 32, 128), (7, 31)  # of 512 channels and 8 heads
+# Timed calls a round; a candidate whose call takes longer than a fifth of a second gets one.
+CALLS, LONG_SECONDS = 5, 0.2
 Times = dict[str, list[float]]
 
 
 def main() -> None:
     """Print one line a case, kind, direction and type."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
     keep_freed_memory()  # as in training; else every candidate measures page faults
@@ -51,6 +56,12 @@ def main() -> None:
             for name in ("lightconv", "dynamicconv"):
                 for dtype in (torch.float32, torch.bfloat16):
                     bench(case, name, dtype, arguments.rounds, flops, copied)
+        read = read_speed()
+        print(f"one step, reads {read / 1e9:.0f} GB/s")
+        for rows in STEP_ROWS:
+            for width in STEP_WIDTHS:
+                for name in ("lightconv", "dynamicconv"):
+                    bench_step(rows, width, name, arguments.rounds, read)
 
 
 def bench(
@@ -72,14 +83,18 @@ def bench(
     del candidates["reference"]
     for _ in range(rounds):
         for label, function in candidates.items():
-            start = time.perf_counter()
-            y = function(x, weight)
-            middle = time.perf_counter()
-            y.backward(upstream)
-            end = time.perf_counter()
-            times["forward"].setdefault(label, []).append(middle - start)
-            times["backward"].setdefault(label, []).append(end - middle)
-            x.grad = weight.grad = None
+            for timed in [False] + [True] * CALLS:
+                start = time.perf_counter()
+                y = function(x, weight)
+                middle = time.perf_counter()
+                y.backward(upstream)
+                end = time.perf_counter()
+                x.grad = weight.grad = None
+                if timed:
+                    times["forward"].setdefault(label, []).append(middle - start)
+                    times["backward"].setdefault(label, []).append(end - middle)
+                if timed and end - start > LONG_SECONDS:
+                    break
     # Taps inside the sequence alone count; x and y move once, in backward x, dy and dx.
     position = torch.arange(length)[:, None] + torch.arange(width) - width // 2
     inside = int(((position >= 0) & (position < length)).sum())
@@ -97,6 +112,33 @@ def bench(
         )
         title = f"{name} {direction} {str(dtype)[6:]} {case}"
         print(f"{title:<62}{1e3 * best:8.3f} /{1e3 * median:7.3f}{limit / best:7.0%}   {others}")
+
+
+def bench_step(rows: int, width: int, name: str, rounds: int, read: float) -> None:
+    """Check and time one step of C = 512, H = 8 in float32, C++ and plain torch."""
+    function = lightconv_step if name == "lightconv" else dynamicconv_step
+    x, ring = torch.randn(rows, 1, 512), torch.randn(rows, width - 1, 512)
+    position = torch.full((rows,), 3 * width)
+    weight = torch.randn((rows, 1, 8, width) if name == "dynamicconv" else (8, width))
+    backends = (Backend.native, Backend.torch)
+    outputs = [function(x, ring.clone(), position, weight, backend=each) for each in backends]
+    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+    times: Times = {each.value: [] for each in backends}
+    with torch.inference_mode():
+        for _ in range(10 * rounds):
+            for backend in backends:
+                for timed in [False] + [True] * CALLS:
+                    start = time.perf_counter()
+                    function(x, ring, position, weight, backend=backend)
+                    if timed:
+                        times[backend.value].append(time.perf_counter() - start)
+    best, median = min(times["native"]), statistics.median(times["native"])
+    moved = 4.0 * (ring.numel() + weight.numel())
+    plain = statistics.median(times["torch"]) / median
+    print(
+        f"{f'{name} step ({rows}, 512, 8, {width})':<62}{1e3 * best:8.4f} /{1e3 * median:7.4f}"
+        f"{moved / best / read:7.0%}   torch {plain:.1f}"
+    )
 
 
 def candidate_functions(name: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
@@ -135,6 +177,17 @@ def copy_speed() -> float:
         start = time.perf_counter()
         target.copy_(source)
         best = max(best, 2 * 2**21 / (time.perf_counter() - start))
+    return best
+
+
+def read_speed() -> float:
+    """Bytes a second of a sum over 8 MB, the size of the state of 128 rows."""
+    source = torch.randn(2**21)
+    best = 0.0
+    for _ in range(100):
+        start = time.perf_counter()
+        source.sum()
+        best = max(best, 2**23 / (time.perf_counter() - start))
     return best
 
 
