@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from torch import Tensor
@@ -128,14 +128,16 @@ class Trainer:
         source = self.store.path(checkpoint.step)
         load_model_tensors(self.model, checkpoint.model, source=source)
         load_optimizer_tensors(self.optimizer, self.model, checkpoint.optimizer)
-        try:
-            self.scaler.load_state_dict(checkpoint.state.pop("scaler"))
-            self.state = TrainState(**checkpoint.state)
-        except (KeyError, TypeError) as error:
+        state = dict(checkpoint.state)
+        scaler = state.pop("scaler", None)
+        strange = state.keys() ^ {each.name for each in fields(TrainState)}
+        if strange or not isinstance(scaler, dict):
             raise CheckpointError(
-                f"{source} was made by another version of this program ({error}); "
-                f"choose a new run_dir"
-            ) from error
+                f"{source} was made by another version of this program, which differs by "
+                f"{', '.join(sorted(strange)) or 'scaler'}; choose a new run_dir"
+            )
+        self.scaler.load_state_dict(scaler)
+        self.state = TrainState(**state)
         logger.info(
             "resumed from %s (epoch %d, batch %d)", source, self.state.epoch, self.state.index
         )
