@@ -31,50 +31,178 @@ inline Scratch& scratch(Slot slot) {
   return slots[slot];
 }
 
-// Multiply a row of taps by its dropout mask; `first` is the index of its first element.
+// Lanes a row of taps takes: whole vectors, or a fraction of one that a few short rows share.
 template <class A>
-void drop(double dropout, uint64_t seed, u32 first, i64 width, A* taps) {
-  u32 low = u32(seed), high = u32(seed >> 32);
-  u32 threshold = u32(std::min(std::nearbyint(dropout * 4294967296.0), 4294967295.0));
-  A scale = A(1.0 / (1.0 - dropout));
-  for (i64 tap = 0; tap < width; ++tap) {
-    u32 word = lowbias32(lowbias32((first + u32(tap)) ^ low) ^ high);
-    taps[tap] = word >= threshold ? taps[tap] * scale : A(0);
+constexpr i64 tap_stride_of(i64 width) {
+  constexpr int W = Lanes<A>::count, quarter = std::max(W / 4, 2), half = std::max(W / 2, 2);
+  return width <= quarter ? quarter : width <= half ? half : round_up(width, W);
+}
+
+// Multiply rows of taps, `lanes` of each, by their dropout mask; `first` is the index of the first
+// row's first element, `row_step` the distance of rows in elements.
+template <class A>
+void drop(double dropout, uint64_t seed, u32 first, u32 row_step, i64 rows, A* taps, i64 lanes,
+          i64 stride) {
+  constexpr int W = Lanes<A>::count;
+  using Words = typename Lanes<A>::Words;
+  const u32 threshold = u32(std::min(std::nearbyint(dropout * 4294967296.0), 4294967295.0));
+  const A scale = A(1.0 / (1.0 - dropout));
+  Words lane;
+  for (int at = 0; at < W; ++at) lane[at] = u32(at);
+  for (i64 row = 0; row < rows; ++row, first += row_step, taps += stride)
+    for (i64 at = 0; at < lanes; at += W) {
+      Words word = lowbias32((lane + (first + u32(at))) ^ u32(seed));
+      auto kept = lowbias32(word ^ u32(seed >> 32)) >= threshold;
+      const int n = int(std::min<i64>(W, lanes - at));
+      Vec<A> factor = __builtin_convertvector(-kept, Vec<A>) * scale;
+      if (n == W)
+        store(taps + at, load(taps + at) * factor);
+      else
+        store_part(taps + at, load_part(taps + at, n, A(0)) * factor, n);
+    }
+}
+
+// As many rows as a vector has lanes, in PARTS vectors (0: any number) of L lanes each, side by side:
+// vector v of a part holds rows v, v + L, v + 2L, ... FULL: there are that many; else the last one
+// is repeated.
+template <class A, int L, int PARTS, bool FULL>
+struct RowBatch {
+  static constexpr int W = Lanes<A>::count, G = W / L;
+  i64 width, first, rows;
+
+  i64 row(int v, int group) const {
+    const i64 index = v + group * L;
+    return first + (FULL ? index : std::min(index, rows - 1));
   }
+  i64 parts() const { return PARTS ? PARTS : (width + W - 1) / W; }
+  int lanes(i64 part) const { return int(std::min<i64>(width - part * W, W)); }
+
+  // Elements of one part of rows v, v + L, ..., `fill` beyond the width.
+  template <class S>
+  Vec<A> load_rows(const S* from, i64 stride, int v, i64 part, A fill) const {
+    const int n = lanes(part);
+    if constexpr (G == 1) {
+      const S* source = from + row(v, 0) * stride + part * W;
+      return part + 1 < parts() ? load(source) : load_part(source, n, fill);
+    }
+    Vec<A> value = Vec<A>{} + fill;
+#pragma GCC unroll 4
+    for (int group = 0; group < G; ++group)
+      value = load_lanes(value, from + row(v, group) * stride, group * L, n);
+    return value;
+  }
+
+  // The first n lanes of each row.
+  template <class S>
+  void store_rows(S* to, i64 stride, int v, i64 part, int n, Vec<A> value) const {
+    if (n == W) return store(to + row(v, 0) * stride + part * W, value);
+#pragma GCC unroll 4
+    for (int group = 0; group < G; ++group)
+      store_lanes(to + row(v, group) * stride + part * W, value, group * L, n);
+  }
+
+  // One number a row, from the lane where `reduce_each` leaves it, to all lanes of the row.
+  static Vec<A> spread(const A* numbers, int v) {
+    Vec<A> value = Vec<A>{} + numbers[v];
+    if constexpr (G > 1) {
+      A lanes[W];
+#pragma GCC unroll 16
+      for (int lane = 0; lane < W; ++lane) lanes[lane] = numbers[lane / L * L + v];
+      value = load(lanes);
+    }
+    return value;
+  }
+};
+
+// Call `work` with batches of `rows` rows of a width; the last may overlap the one before.
+template <class A, class Work>
+void for_each_batch(i64 rows, i64 width, const Work& work) {
+  constexpr int W = Lanes<A>::count, quarter = std::max(W / 4, 2), half = std::max(W / 2, 2);
+  const i64 stride = tap_stride_of<A>(width);
+  auto batches = [&]<int L, int PARTS, bool FULL>() {
+    for (i64 first = 0; first < rows; first += W)
+      work(RowBatch<A, L, PARTS, FULL>{width, FULL ? std::min(first, rows - W) : first, rows});
+  };
+  if (rows < W) {
+    if (stride == quarter) return batches.template operator()<quarter, 1, false>();
+    if (stride == half) return batches.template operator()<half, 1, false>();
+    return batches.template operator()<W, 0, false>();
+  }
+  if (stride == quarter) return batches.template operator()<quarter, 1, true>();
+  if (stride == half) return batches.template operator()<half, 1, true>();
+  if (stride == W) return batches.template operator()<W, 1, true>();
+  if (stride == 2 * W) return batches.template operator()<W, 2, true>();
+  return batches.template operator()<W, 0, true>();
 }
 
 // Softmax of `rows` rows of raw weights into rows of `stride`, zero beyond the width.
 template <class S, class A>
 void normalize_rows(bool normalize, i64 width, const S* raw, i64 raw_stride, i64 rows, A* taps,
                     i64 stride) {
-  constexpr int W = Lanes<A>::count;
-  const A lowest = -std::numeric_limits<A>::infinity();
-  const i64 whole = width / W;
-  const int rest = int(width % W);
-  for (i64 row = 0; row < rows; ++row, raw += raw_stride, taps += stride) {
+  const A log2e = A(1.44269504088896340736), lowest = -std::numeric_limits<A>::infinity();
+  for_each_batch<A>(rows, width, [&]<int L, int P, bool F>(const RowBatch<A, L, P, F>& batch) {
     if (!normalize) {
-      for (i64 v = 0; v < whole; ++v) store(taps + v * W, load(raw + v * W));
-      if (rest) store(taps + whole * W, load_part(raw + whole * W, rest, A(0)));
-      continue;
+      for (int v = 0; v < L; ++v)
+        for (i64 part = 0; part < batch.parts(); ++part)
+          batch.store_rows(taps, stride, v, part, L,
+                           batch.load_rows(raw, raw_stride, v, part, A(0)));
+      return;
     }
-    Vec<A> top = rest ? load_part(raw + whole * W, rest, lowest) : load(raw);
-    for (i64 v = 0; v < whole; ++v) {
-      Vec<A> value = load(raw + v * W);
-      top = value > top ? value : top;
+    Vec<A> tops[L], sums[L];
+    A numbers[batch.W];
+#pragma GCC unroll 16
+    for (int v = 0; v < L; ++v) {
+      tops[v] = batch.load_rows(raw, raw_stride, v, 0, lowest);
+      for (i64 part = 1; part < batch.parts(); ++part)
+        tops[v] = larger(tops[v], batch.load_rows(raw, raw_stride, v, part, lowest));
     }
-    A highest = max_lanes<A>(top);
-    Vec<A> sum = {};
-    for (i64 v = 0; v < whole; ++v) {
-      Vec<A> value = exp_negative(load(raw + v * W) - highest);
-      store(taps + v * W, value);
-      sum += value;
+    store(numbers, max_each<A, L / 2>(tops) * log2e);
+#pragma GCC unroll 16
+    for (int v = 0; v < L; ++v) {
+      const Vec<A> top = batch.spread(numbers, v);
+      sums[v] = Vec<A>{};
+      for (i64 part = 0; part < batch.parts(); ++part) {
+        Vec<A> value = batch.load_rows(raw, raw_stride, v, part, lowest);
+        value = exp2_negative(value * log2e - top);
+        batch.store_rows(taps, stride, v, part, L, value);
+        sums[v] += value;
+      }
     }
-    if (rest) {
-      Vec<A> value = exp_negative(load_part(raw + whole * W, rest, lowest) - highest);
-      store(taps + whole * W, value);
-      sum += value;
+    store(numbers, A(1) / sum_each<A, L / 2>(sums));
+    A* row = taps + batch.first * stride;
+    for (i64 r = 0; r < std::min<i64>(batch.W, rows - batch.first); ++r, row += stride)
+      for (i64 at = 0; at < stride; at += L)
+#pragma GCC unroll 16
+        for (int lane = 0; lane < L; ++lane) row[at + lane] *= numbers[r];
+  });
+}
+
+// Gradients of raw weights from those of taps, through dropout and softmax: `products` (rows of
+// `product_stride`) are the gradients of the dropped taps. Without dropout taps and softmax are one.
+template <class S, class A>
+void taps_backward(bool normalize, i64 width, const A* products, i64 product_stride, const A* taps,
+                   const A* softmax, i64 stride, i64 rows, S* out, i64 out_stride) {
+  for_each_batch<A>(rows, width, [&]<int L, int P, bool F>(const RowBatch<A, L, P, F>& batch) {
+    Vec<A> sums[L];
+    A numbers[batch.W];
+    if (normalize) {
+#pragma GCC unroll 16
+      for (int v = 0; v < L; ++v) {
+        sums[v] = Vec<A>{};
+        for (i64 part = 0; part < batch.parts(); ++part)
+          sums[v] += batch.load_rows(products, product_stride, v, part, A(0)) *
+                     batch.load_rows(taps, stride, v, part, A(0));
+      }
+      store(numbers, sum_each<A, L / 2>(sums));
     }
-    A scale = A(1) / sum_lanes<A>(sum);
-    for (i64 at = 0; at < stride; at += W) store(taps + at, load(taps + at) * scale);
-  }
+#pragma GCC unroll 16
+    for (int v = 0; v < L; ++v)
+      for (i64 part = 0; part < batch.parts(); ++part) {
+        Vec<A> value = batch.load_rows(products, product_stride, v, part, A(0));
+        if (normalize)
+          value = value * batch.load_rows(taps, stride, v, part, A(0)) -
+                  batch.load_rows(softmax, stride, v, part, A(0)) * batch.spread(numbers, v);
+        batch.store_rows(out, out_stride, v, part, batch.lanes(part), value);
+      }
+  });
 }

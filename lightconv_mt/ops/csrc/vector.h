@@ -37,12 +37,14 @@ struct Lanes<float> {
   static constexpr int count = kVectorBytes / 4;
   typedef float Vector __attribute__((vector_size(kVectorBytes)));
   typedef int32_t Integer __attribute__((vector_size(kVectorBytes)));
+  typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
 };
 template <>
 struct Lanes<double> {
   static constexpr int count = kVectorBytes / 8;
   typedef double Vector __attribute__((vector_size(kVectorBytes)));
   typedef int64_t Integer __attribute__((vector_size(kVectorBytes)));
+  typedef uint32_t Words __attribute__((vector_size(kVectorBytes / 2)));
 };
 template <class A>
 using Vec = typename Lanes<A>::Vector;
@@ -135,6 +137,9 @@ inline Vec<float> load(const f16* from) {
   return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 inline __m256i rounded_bf16(Vec<float> value) {
+#ifdef __AVX512BF16__
+  return (__m256i)_mm512_cvtneps_pbh((__m512)value);
+#endif
   __m512i word = (__m512i)value;
   __m512i even = _mm512_and_si512(_mm512_srli_epi32(word, 16), _mm512_set1_epi32(1));
   __m512i near = _mm512_add_epi32(word, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
@@ -164,21 +169,39 @@ inline Vec<float> load_part(const f16* from, int n, float fill) {
   __m512 wide = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from));
   return (Vec<float>)_mm512_mask_blend_ps(mask, _mm512_set1_ps(fill), wide);
 }
+// `into` with its lanes from `at` on replaced by n elements.
+inline Vec<float> load_lanes(Vec<float> into, const float* from, int at, int n) {
+  return (Vec<float>)_mm512_mask_loadu_ps((__m512)into, __mmask16(((1u << n) - 1) << at), from - at);
+}
+inline Vec<double> load_lanes(Vec<double> into, const double* from, int at, int n) {
+  return (Vec<double>)_mm512_mask_loadu_pd((__m512d)into, __mmask8(((1u << n) - 1) << at), from - at);
+}
+inline Vec<float> load_lanes(Vec<float> into, const bf16* from, int at, int n) {
+  __mmask16 mask = __mmask16(((1u << n) - 1) << at);
+  __m256i half = _mm256_maskz_loadu_epi16(mask, from - at);
+  return (Vec<float>)_mm512_mask_slli_epi32((__m512i)into, mask, _mm512_cvtepu16_epi32(half), 16);
+}
+inline Vec<float> load_lanes(Vec<float> into, const f16* from, int at, int n) {
+  __mmask16 mask = __mmask16(((1u << n) - 1) << at);
+  __m256i half = _mm256_maskz_loadu_epi16(mask, from - at);
+  return (Vec<float>)_mm512_mask_cvtph_ps((__m512)into, mask, half);
+}
 inline Vec<double> load_part(const double* from, int n, double fill) {
   return (Vec<double>)_mm512_mask_loadu_pd(_mm512_set1_pd(fill), __mmask8((1u << n) - 1), from);
 }
-inline void store_part(float* to, Vec<float> value, int n) {
-  _mm512_mask_storeu_ps(to, __mmask16((1u << n) - 1), (__m512)value);
+// Lanes at, ..., at + n - 1 of a value, side by side.
+inline void store_lanes(float* to, Vec<float> value, int at, int n) {
+  _mm512_mask_storeu_ps(to - at, __mmask16(((1u << n) - 1) << at), (__m512)value);
 }
-inline void store_part(bf16* to, Vec<float> value, int n) {
-  _mm256_mask_storeu_epi16(to, __mmask16((1u << n) - 1), rounded_bf16(value));
+inline void store_lanes(bf16* to, Vec<float> value, int at, int n) {
+  _mm256_mask_storeu_epi16(to - at, __mmask16(((1u << n) - 1) << at), rounded_bf16(value));
 }
-inline void store_part(f16* to, Vec<float> value, int n) {
-  _mm256_mask_storeu_epi16(to, __mmask16((1u << n) - 1),
+inline void store_lanes(f16* to, Vec<float> value, int at, int n) {
+  _mm256_mask_storeu_epi16(to - at, __mmask16(((1u << n) - 1) << at),
                            _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT));
 }
-inline void store_part(double* to, Vec<double> value, int n) {
-  _mm512_mask_storeu_pd(to, __mmask8((1u << n) - 1), (__m512d)value);
+inline void store_lanes(double* to, Vec<double> value, int at, int n) {
+  _mm512_mask_storeu_pd(to - at, __mmask8(((1u << n) - 1) << at), (__m512d)value);
 }
 #else
 template <class S>
@@ -189,9 +212,14 @@ inline Vec<typename Accumulator<S>::type> load_part(const S* from, int n,
   for (int lane = 0; lane < Lanes<A>::count; ++lane) lanes[lane] = lane < n ? widen(from[lane]) : fill;
   return load(lanes);
 }
+template <class V, class S>
+inline V load_lanes(V into, const S* from, int at, int n) {
+  for (int lane = 0; lane < n; ++lane) into[at + lane] = widen(from[lane]);
+  return into;
+}
 template <class S, class V>
-inline void store_part(S* to, V value, int n) {
-  for (int lane = 0; lane < n; ++lane) narrow(value[lane], to + lane);
+inline void store_lanes(S* to, V value, int at, int n) {
+  for (int lane = 0; lane < n; ++lane) narrow(value[at + lane], to + lane);
 }
 inline Vec<float> load(const bf16* from) {
   Vec<float> value;
@@ -211,22 +239,20 @@ inline void store(f16* to, Vec<float> value) {
 }
 #endif
 
+inline Vec<float> larger(Vec<float> a, Vec<float> b) { return a > b ? a : b; }
+inline Vec<double> larger(Vec<double> a, Vec<double> b) { return a > b ? a : b; }
+
+template <class S, class V>
+inline void store_part(S* to, V value, int n) {
+  store_lanes(to, value, 0, n);
+}
+
 template <class A>
 inline A sum_lanes(Vec<A> value) {
   A lanes[Lanes<A>::count];
   store(lanes, value);
   for (int half = Lanes<A>::count / 2; half; half /= 2)
     for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  return lanes[0];
-}
-
-template <class A>
-inline A max_lanes(Vec<A> value) {
-  A lanes[Lanes<A>::count];
-  store(lanes, value);
-  for (int half = Lanes<A>::count / 2; half; half /= 2)
-    for (int lane = 0; lane < half; ++lane)
-      lanes[lane] = lanes[lane + half] > lanes[lane] ? lanes[lane + half] : lanes[lane];
   return lanes[0];
 }
 
@@ -256,46 +282,62 @@ inline Vec<A> halves(Vec<A> a, Vec<A> b, std::integer_sequence<int, LANE...>) {
   return pick_lanes<A>(a, b, std::integer_sequence<int, source_lane<W, SPAN, HIGH>(LANE)...>{});
 }
 
-// Lane a of the result is the sum of all lanes of sums[a].
-template <class A, int SPAN = Lanes<A>::count / 2>
-inline __attribute__((always_inline)) Vec<A> sum_each(Vec<A>* sums) {
+// Of each group of 2 * SPAN lanes of each of 2 * SPAN vectors, all lanes reduced to one: that of
+// group g of vectors[v] stands in lane g * 2 * SPAN + v.
+template <class A, int SPAN, class Reduce>
+inline __attribute__((always_inline)) Vec<A> reduce_each(Vec<A>* vectors, const Reduce& reduce) {
   using All = std::make_integer_sequence<int, Lanes<A>::count>;
 #pragma GCC unroll 16
-  for (int a = 0; a < SPAN; ++a)
-    sums[a] = halves<A, SPAN, false>(sums[a], sums[a + SPAN], All{}) +
-              halves<A, SPAN, true>(sums[a], sums[a + SPAN], All{});
+  for (int v = 0; v < SPAN; ++v)
+    vectors[v] = reduce(halves<A, SPAN, false>(vectors[v], vectors[v + SPAN], All{}),
+                        halves<A, SPAN, true>(vectors[v], vectors[v + SPAN], All{}));
   if constexpr (SPAN > 1)
-    return sum_each<A, SPAN / 2>(sums);
+    return reduce_each<A, SPAN / 2>(vectors, reduce);
   else
-    return sums[0];
+    return vectors[0];
+}
+template <class A, int SPAN = Lanes<A>::count / 2>
+inline __attribute__((always_inline)) Vec<A> sum_each(Vec<A>* vectors) {
+  return reduce_each<A, SPAN>(vectors, [](Vec<A> a, Vec<A> b) { return a + b; });
+}
+template <class A, int SPAN = Lanes<A>::count / 2>
+inline __attribute__((always_inline)) Vec<A> max_each(Vec<A>* vectors) {
+  return reduce_each<A, SPAN>(vectors, [](Vec<A> a, Vec<A> b) { return larger(a, b); });
 }
 
-// exp of values at most 0; below -87 (float) it is 0.
-inline Vec<float> exp_negative(Vec<float> x) {
+// 2^x for x at most about 0; far below it is 0, also for -inf.
+inline Vec<float> exp2_negative(Vec<float> x) {
+#ifdef __AVX512F__
+  __m512 clipped = _mm512_max_ps(_mm512_set1_ps(-300.0f), (__m512)x);  // keeps NaN
+  __m512 n = _mm512_roundscale_ps(clipped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  Vec<float> r = (Vec<float>)clipped - (Vec<float>)n;
+#else
   Vec<float> zero = {};
-  IntVec<float> tiny = x < -87.0f;
-  x = tiny ? zero - 87.0f : x;
-  Vec<float> shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to nearest
+  IntVec<float> tiny = x < -126.0f;
+  Vec<float> shifted = (tiny ? zero - 126.0f : x) + 12582912.0f;  // 1.5 * 2^23: rounds to nearest
   IntVec<float> power = (IntVec<float>)shifted << 23;
-  Vec<float> n = shifted - 12582912.0f;
-  Vec<float> r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  Vec<float> scaled = (Vec<float>)((IntVec<float>)p + power);
-  return tiny ? zero : scaled;
+  Vec<float> r = (tiny ? zero - 126.0f : x) - (shifted - 12582912.0f);
+#endif
+  // Minimax for [-1/2, 1/2], exact at 0: relative error 9e-8.
+  Vec<float> p = r * 1.326472731e-3f + 9.671512991e-3f;
+  p = p * r + 5.550733581e-2f;
+  p = p * r + 2.402224243e-1f;
+  p = p * r + 6.931470037e-1f;
+  p = p * r + 1.0f;
+#ifdef __AVX512F__
+  return (Vec<float>)_mm512_scalef_ps((__m512)p, n);
+#else
+  return tiny ? zero : (Vec<float>)((IntVec<float>)p + power);
+#endif
 }
-inline Vec<double> exp_negative(Vec<double> x) {
-  for (int lane = 0; lane < Lanes<double>::count; ++lane) x[lane] = std::exp(x[lane]);
+inline Vec<double> exp2_negative(Vec<double> x) {
+  for (int lane = 0; lane < Lanes<double>::count; ++lane) x[lane] = std::exp2(x[lane]);
   return x;
 }
 
 // Whether element i of a dropout mask is kept: see ops/masks.py.
-inline u32 lowbias32(u32 word) {
+template <class Word>
+inline Word lowbias32(Word word) {
   word = (word ^ (word >> 16)) * 0x7feb352du;
   word = (word ^ (word >> 15)) * 0x846ca68bu;
   return word ^ (word >> 16);
