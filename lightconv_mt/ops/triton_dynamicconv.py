@@ -164,7 +164,8 @@ def dynamicconv_forward_kernel(
             sums = add_taps(
                 *(sums, WIDTH - rest, x, weights, WIDTH, HEADS, NORMALIZE, DROPOUT, rest, STEPS)
             )
-        y_pointers = point(y_ptr, sentence, start, channel, time * channels, channels)
+        sentence_stride = tl.cast(time, tl.int64) * channels
+        y_pointers = point(y_ptr, sentence, start, channel, sentence_stride, channels)
         store_rows(y_pointers, sums, start, time, valid, channels, STEPS)
 
 
@@ -307,7 +308,8 @@ def dynamicconv_backward_kernel(
                 *(WIDTH, HEADS, NORMALIZE, DROPOUT, rest, STEPS),
             )
         channels: tl.constexpr = HEADS * SHARE
-        grad_x_pointers = point(grad_x_ptr, sentence, start, channel, time * channels, channels)
+        sentence_stride = tl.cast(time, tl.int64) * channels
+        grad_x_pointers = point(grad_x_ptr, sentence, start, channel, sentence_stride, channels)
         store_rows(grad_x_pointers, sums, start, time, valid, channels, STEPS)
     tap = tl.arange(0, WIDE)[None, :]
     for step in tl.static_range(STEPS):

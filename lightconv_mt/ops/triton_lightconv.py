@@ -163,7 +163,8 @@ def lightconv_forward_kernel(
     if rest > 0:
         sums = add_taps(sums, WIDTH - rest, x, weights, WIDTH, NORMALIZE, DROPOUT, rest, STEPS)
     channels: tl.constexpr = HEADS * SHARE
-    y_pointers = point(y_ptr, sentence, start, channel, time * channels, channels)
+    sentence_stride = tl.cast(time, tl.int64) * channels
+    y_pointers = point(y_ptr, sentence, start, channel, sentence_stride, channels)
     store_rows(y_pointers, sums, start, time, valid, channels, STEPS)
 
 
@@ -277,7 +278,8 @@ def lightconv_backward_kernel(
             *(WIDTH, NORMALIZE, DROPOUT, MIXED, rest, STEPS),
         )
     channels: tl.constexpr = HEADS * SHARE
-    grad_x_pointers = point(grad_x_ptr, sentence, start, channel, time * channels, channels)
+    sentence_stride = tl.cast(time, tl.int64) * channels
+    grad_x_pointers = point(grad_x_ptr, sentence, start, channel, sentence_stride, channels)
     store_rows(grad_x_pointers, sums, start, time, valid, channels, STEPS)
 
 

@@ -70,15 +70,15 @@ def step_kernel(
             if NORMALIZE:
                 softmax = softmax_of_steps(weight_ptr, line, row, batch, WIDTH, HEADS, CHUNK, 1)
         total = tl.zeros((RUNS, COLS), tl.float32)
-        for tap in tl.range(0, WIDTH, loop_unroll_factor=8):
+        for tap in tl.range(0, WIDTH, loop_unroll_factor=4):
             # Inputs of this call come from x, those before it from the ring.
             old = slots - tap > new
             slot = (position + new + tap) % max(slots, 1)
             offset = tl.cast(new - slots + tap, tl.int64) * x_time_stride
-            pointers = tl.where(
-                old, ring_pointers + (slot * channels)[:, None], x_pointers + offset
-            )
-            frame = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+            slot_pointers = ring_pointers + (slot * channels)[:, None]
+            # Two loads, one of them masked: AMD's compiler takes no choice between two pointers.
+            frame = tl.load(slot_pointers, mask=mask & old, other=0.0).to(tl.float32)
+            frame += tl.load(x_pointers + offset, mask=mask & (not old), other=0.0).to(tl.float32)
             if DYNAMIC:
                 value = tl.load(weight_ptr + line * WIDTH + tap, mask=inside, other=0.0)
                 value = value.to(tl.float32)

@@ -12,6 +12,8 @@ import torch
 WIDTH_CLASSES = (4, 8, 16, 32, 255)
 # Upper ends of small and middling inputs, in positions of all sentences.
 SIZE_CLASSES = (512, 8192)
+# Programs with fewer columns get no more runs: their weights would not fit into registers.
+NARROWEST = 16
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,12 @@ UNTUNED: dict[tuple[str, int], Tiling] = {
     ("lightconv_step", 32): Tiling(1024, 1, 0, 4),
     ("lightconv_step", 255): Tiling(1024, 1, 0, 4),
     ("dynamicconv_forward", 4): Tiling(2048, 4, 0, 8),
-    ("dynamicconv_forward", 8): Tiling(2048, 4, 0, 8),
-    ("dynamicconv_forward", 16): Tiling(2048, 4, 5, 8),
+    ("dynamicconv_forward", 8): Tiling(2048, 4, 4, 8),
+    ("dynamicconv_forward", 16): Tiling(2048, 4, 3, 8),
     ("dynamicconv_forward", 32): Tiling(2048, 4, 4, 8),
     ("dynamicconv_forward", 255): Tiling(2048, 4, 4, 8),
     ("dynamicconv_backward", 4): Tiling(2048, 4, 0, 8),
-    ("dynamicconv_backward", 8): Tiling(2048, 4, 4, 8),
+    ("dynamicconv_backward", 8): Tiling(2048, 4, 3, 8),
     ("dynamicconv_backward", 16): Tiling(2048, 4, 3, 8),
     ("dynamicconv_backward", 32): Tiling(2048, 4, 2, 8),
     ("dynamicconv_backward", 255): Tiling(1024, 1, 4, 8),
@@ -103,7 +105,7 @@ def choose_launch(
     size_class = sum(positions > end for end in SIZE_CLASSES)
     tiling = tiling_of(kernel, architecture, width_class, cols, size_class)
     return Launch(
-        runs=max(1, tiling.tile // cols),
+        runs=max(1, tiling.tile // max(cols, NARROWEST)),
         steps=tiling.steps,
         taps=min(tiling.taps or width, width),
         cols=cols,
