@@ -80,8 +80,9 @@ class CheckpointStore:
         self.folder, self.config = run_dir / "checkpoints", config
 
     def remove_leftovers(self) -> None:
-        """Remove what an interrupted save left behind; for the one process that trains here."""
-        storage.remove_leftovers(self.folder)
+        """Remove what an interrupted save left in the run; for the one process that trains here."""
+        for parent in (self.folder.parent, self.folder):
+            storage.remove_leftovers(parent)
 
     def save(self, checkpoint: Checkpoint, *, best: bool) -> None:
         """Write a checkpoint whole or not at all, then drop those that are no longer kept.

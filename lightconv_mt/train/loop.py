@@ -148,7 +148,6 @@ class Trainer:
         self._restart_clock()
         micro_batches = self._micro_batches()
         while not signals.received:
-            state = self.state
             if self._validation_is_due():
                 try:
                     with signals.interrupting():

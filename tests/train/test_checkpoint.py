@@ -70,9 +70,11 @@ def test_leftovers_of_a_killed_save_are_removed_and_never_read(tmp_path: Path) -
     (leftover / "model.safetensors").write_bytes(b"half")
     checkpoints = store(tmp_path)
     assert checkpoints.steps() == [1]
+    average = tmp_path / ".average.tmp-123"
+    average.mkdir()
     assert leftover.exists(), "only the process that trains may remove it"
     checkpoints.remove_leftovers()
-    assert not leftover.exists()
+    assert not leftover.exists() and not average.exists()
 
 
 @pytest.mark.parametrize(
