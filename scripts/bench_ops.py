@@ -158,7 +158,7 @@ def candidate_functions(name: str) -> dict[str, Callable[[Tensor, Tensor], Tenso
 
 def peak_flops() -> float:
     """Operations a second of one thread from registers, the best of ten runs."""
-    library = load_library(source="peak.cpp")
+    library = load_library(sources=("peak.cpp",))
     library.lcmt_peak.restype = ctypes.c_double
     buffer = (ctypes.c_float * 64)(1e-9, 1e-9)
     best = 0.0

@@ -1,6 +1,6 @@
 """Label-smoothed cross-entropy of rows of logits, alone or in pairs that shall agree."""
 
-import ctypes
+import struct
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,8 @@ from torch import Tensor
 
 from lightconv_mt.ops.dispatch import Backend
 from lightconv_mt.ops.native import KERNEL_TYPES, load_library
+
+_CALL = struct.Struct("=3Q6q4d")  # `Call` of csrc/cross_entropy.cpp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,22 +69,22 @@ def cross_entropy_(
     rows, vocab_size = logits.shape
     if backend is Backend.native:
         losses = torch.empty(rows, 3, dtype=torch.float64)
-        call = _Call(
-            logits=logits.data_ptr(),
-            target=target.data_ptr(),
-            losses=losses.data_ptr(),
-            rows=rows,
-            vocab=vocab_size,
-            paired=smoothing.paired,
-            with_gradient=gradient,
-            threads=torch.get_num_threads(),
-            type=KERNEL_TYPES[logits.dtype],
-            scale=smoothing.scale,
-            peak=smoothing.peak(vocab_size),
-            spread=smoothing.spread(vocab_size),
-            agreement=smoothing.agreement / 4,
+        call = _CALL.pack(
+            logits.data_ptr(),
+            target.data_ptr(),
+            losses.data_ptr(),
+            rows,
+            vocab_size,
+            smoothing.paired,
+            gradient,
+            torch.get_num_threads(),
+            KERNEL_TYPES[logits.dtype],
+            smoothing.scale,
+            smoothing.peak(vocab_size),
+            smoothing.spread(vocab_size),
+            smoothing.agreement / 4,
         )
-        if load_library(source="cross_entropy.cpp").lcmt_cross_entropy(ctypes.byref(call)):
+        if load_library().lcmt_cross_entropy(call):
             raise IndexError(f"a target is not in 0..{vocab_size - 1}, the rows of the vocabulary")
         loss, nll, divergence = losses.sum(0).unbind()
     else:
@@ -90,17 +92,6 @@ def cross_entropy_(
     wide = torch.promote_types(logits.dtype, torch.float32)
     total = smoothing.scale * loss + smoothing.agreement / 4 * divergence
     return total.to(wide), (smoothing.scale * nll).to(wide)
-
-
-class _Call(ctypes.Structure):
-    """`Call` of csrc/cross_entropy.cpp."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("logits", "target", "losses")),
-        *((name, ctypes.c_int64) for name in ("rows", "vocab", "paired", "with_gradient")),
-        *((name, ctypes.c_int64) for name in ("threads", "type")),
-        *((name, ctypes.c_double) for name in ("scale", "peak", "spread", "agreement")),
-    )
 
 
 def _torch(

@@ -17,6 +17,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
+KERNELS = ("kernels.cpp", "cross_entropy.cpp")  # one library, so that all are there or none
 BUILD_TIMEOUT_SECONDS = 300
 KERNEL_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
@@ -124,17 +125,17 @@ def dynamicconv_step_native(
 
 
 @cache
-def load_library(march: str = "native", *, source: str = "kernels.cpp") -> ctypes.CDLL:
+def load_library(march: str = "native", *, sources: tuple[str, ...] = KERNELS) -> ctypes.CDLL:
     """Build the kernels if they are not built yet, and load them.
 
     Args:
         march: the compiler's name for the machine to build for.
-        source: file in csrc/.
+        sources: files in csrc/.
 
     Raises:
         NativeUnavailableError: when there is no compiler, or it fails.
     """
-    path = _build(march, source)
+    path = _build(march, *sources)
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -142,7 +143,7 @@ def load_library(march: str = "native", *, source: str = "kernels.cpp") -> ctype
     return library
 
 
-def _build(march: str, source: str) -> Path:
+def _build(march: str, *sources: str) -> Path:
     compiler = next(
         (
             found
@@ -157,7 +158,8 @@ def _build(march: str, source: str) -> Path:
     if platform.machine() in ("arm64", "aarch64"):
         flags[0] = f"-mcpu={march}"
     digest = hashlib.sha256(repr((flags, compiler, _compiler_version(compiler), _cpu())).encode())
-    for path in (SOURCES / source, *sorted(SOURCES.glob("*.h"))):
+    files = [SOURCES / source for source in sources]
+    for path in (*files, *sorted(SOURCES.glob("*.h"))):
         digest.update(path.read_bytes())
     cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     path = Path(cache_home) / "lightconv_mt" / "kernels" / f"{digest.hexdigest()[:24]}.so"
@@ -169,7 +171,7 @@ def _build(march: str, source: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Without OpenMP the kernels run on one thread.
         for parallel in (["-fopenmp"], []):
-            command = [compiler, *flags, *parallel, "-o", str(fresh), str(SOURCES / source)]
+            command = [compiler, *flags, *parallel, "-o", str(fresh), *map(str, files)]
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_SECONDS, check=False
             )

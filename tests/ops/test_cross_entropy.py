@@ -11,7 +11,7 @@ from lightconv_mt.ops.dispatch import Backend
 from lightconv_mt.ops.native import NativeUnavailableError, load_library
 
 try:
-    load_library(source="cross_entropy.cpp")
+    load_library()
     BACKENDS = [Backend.torch, Backend.native]
 except NativeUnavailableError as error:
     if "no C++ compiler" not in str(error):
