@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -84,8 +84,20 @@ class CheckpointStore:
         for parent in (self.folder.parent, self.folder):
             storage.remove_leftovers(parent)
 
-    def save(self, checkpoint: Checkpoint, *, best: bool) -> None:
+    def save(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        best: bool,
+        planned: Callable[[int], bool] = lambda step: True,
+    ) -> None:
         """Write a checkpoint whole or not at all, then drop those that are no longer kept.
+
+        Args:
+            checkpoint: what to write, in place of an older one of that step.
+            best: whether it is the best so far.
+            planned: whether a run that is never interrupted saves at a step; the others, there only
+                to go on from, are dropped at the next that is.
 
         Raises:
             CheckpointError: when it cannot be written; the older ones are intact then.
@@ -115,8 +127,11 @@ class CheckpointStore:
                     f"cannot write {self.folder / 'best'}: {error.strerror or error}; "
                     f"the checkpoints are intact"
                 ) from error
-        kept = {*self.steps()[-self.config.keep_last :], self.best_step()}
-        for step in self.steps():
+        steps = self.steps()
+        kept = {*list(filter(planned, steps))[-self.config.keep_last :], self.best_step()}
+        if not planned(checkpoint.step):
+            kept.update(steps[-2:])
+        for step in steps:
             if step not in kept:
                 storage.remove_folder(self.path(step))
 

@@ -169,8 +169,7 @@ class Trainer:
                 }
                 monitor.metrics(state.step, self._flush_log(), timing=timing)
                 self._restart_clock()
-            saves = state.step % self.store.config.save_every_steps == 0
-            if saves and not self._validation_is_due():
+            if self._saves_at(state.step) and not self._validation_is_due():
                 self._save(monitor)
         self._save(monitor, last=True)
         return self.state
@@ -345,6 +344,13 @@ class Trainer:
             state.step % self.loop.validate_every_steps == 0 or self.finished()
         )
 
+    def _saves_at(self, step: int) -> bool:
+        """Whether a run that is not interrupted saves at a step."""
+        intervals = self.store.config.save_every_steps, self.loop.validate_every_steps
+        return any(step % interval == 0 for interval in intervals) or (
+            step == self.state.step and self.finished()
+        )
+
     def _measure(self) -> tuple[Validation, float]:
         """Score the model; also how many seconds that took."""
         self.model.eval()
@@ -375,7 +381,7 @@ class Trainer:
             state={**asdict(state), "scaler": self.scaler.state_dict()},
         )
         try:
-            self.store.save(checkpoint, best=best)
+            self.store.save(checkpoint, best=best, planned=self._saves_at)
         except CheckpointError as error:
             if last or self.store.config.on_failure is OnFailure.stop:
                 raise

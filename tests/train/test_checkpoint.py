@@ -63,6 +63,20 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
     assert checkpoints.best_step() == 2
 
 
+def test_a_save_out_of_turn_is_gone_after_the_next_in_turn(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path)
+    found = []
+    for step in (10, 20, 30, 31, 34, 37, 40):
+        checkpoints.save(checkpoint(step), best=step == 10, planned=lambda step: step % 10 == 0)
+        found.append(checkpoints.steps())
+    assert found[3:] == [
+        [10, 20, 30, 31],
+        [10, 20, 30, 31, 34],
+        [10, 20, 30, 34, 37],
+        [10, 20, 30, 40],
+    ]
+
+
 def test_leftovers_of_a_killed_save_are_removed_and_never_read(tmp_path: Path) -> None:
     store(tmp_path).save(checkpoint(1), best=False)
     leftover = tmp_path / "checkpoints" / ".step_00000002.tmp-123"
