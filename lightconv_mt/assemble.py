@@ -1,5 +1,6 @@
 """The only place that wires objects from configurations: train, translate, evaluate."""
 
+import copy
 import json
 import logging
 import sys
@@ -37,9 +38,10 @@ from lightconv_mt.train.checkpoint import (
     load_weights,
     write_average,
 )
+from lightconv_mt.train.distributed import Distributed, Parallel, join_processes, local_rank
 from lightconv_mt.train.loop import Trainer
 from lightconv_mt.train.memory import keep_freed_memory
-from lightconv_mt.train.monitor import Monitor
+from lightconv_mt.train.monitor import Monitor, SilentMonitor
 from lightconv_mt.train.signals import SignalFlag
 from lightconv_mt.train.storage import replace_text
 from lightconv_mt.typed import to_plain
@@ -56,17 +58,30 @@ DTYPES = {
 
 def train(config: TrainRunConfig) -> int:
     """Train from where the run folder stands, to the end or a signal; returns the exit code."""
-    run_dir = Path(config.run_dir)
-    with lock_run(run_dir):
-        return _train(run_dir, config)
-
-
-def _train(run_dir: Path, config: TrainRunConfig) -> int:
     device, precision = start_runtime(config.runtime)
-    store = open_run(run_dir, config)
-    corpus = read_corpus(config.data)
-    tokenizers = _tokenizers(run_dir, config)
-    pairs = encode_corpus(corpus, tokenizers)
+    runtime, run_dir = config.runtime, Path(config.run_dir)
+    with join_processes(runtime.parallel, device, runtime.timeout_seconds) as distributed:
+        if distributed.is_main:
+            with lock_run(run_dir):
+                return _train(run_dir, config, device, precision, distributed)
+        logging.getLogger("lightconv_mt").setLevel(logging.ERROR)
+        return _train(run_dir, config, device, precision, distributed)
+
+
+def _train(
+    run_dir: Path,
+    config: TrainRunConfig,
+    device: torch.device,
+    precision: torch.dtype,
+    distributed: Distributed,
+) -> int:
+    with distributed.main_first():
+        if distributed.is_main:
+            open_run(run_dir, config)
+        store = CheckpointStore(run_dir, config.checkpoint)
+        corpus = read_corpus(config.data)
+        tokenizers = _tokenizers(run_dir, config)
+        pairs = encode_corpus(corpus, tokenizers)
     batcher = TokenBatcher(
         pairs,
         config.batch,
@@ -81,7 +96,9 @@ def _train(run_dir: Path, config: TrainRunConfig) -> int:
     logger.info(
         "model: %s parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}"
     )
-    translator = Translator(model, tokenizers, device=device, precision=precision)
+    sharded = config.runtime.parallel is Parallel.fsdp and not distributed.is_alone
+    measured = copy.deepcopy(model) if sharded else model
+    translator = Translator(measured, tokenizers, device=device, precision=precision)
     held_out = list(read_source(config.data.valid, config.data))
     if not held_out:
         raise DataError("data.valid has no sentence pair; give some, training is judged by them")
@@ -93,6 +110,7 @@ def _train(run_dir: Path, config: TrainRunConfig) -> int:
         label_smoothing=config.train.label_smoothing,
         num_samples=config.train.num_samples,
         tgt_lang=config.data.tgt_lang,
+        distributed=distributed,
     )
     trainer = Trainer(
         model,
@@ -105,14 +123,20 @@ def _train(run_dir: Path, config: TrainRunConfig) -> int:
         device=device,
         precision=precision,
         seed=config.seed,
+        distributed=distributed,
+        measured=measured if sharded else None,
     )
     trainer.resume()
     if trainer.finished() and (run_dir / "bleu.json").exists():
         logger.info("%s is finished; nothing to do", run_dir)
         return 0
     state = trainer.state
-    monitor = Monitor(
-        run_dir, step=state.step, lines=state.metric_lines, max_steps=config.train.max_steps
+    monitor = (
+        Monitor(
+            run_dir, step=state.step, lines=state.metric_lines, max_steps=config.train.max_steps
+        )
+        if distributed.is_main
+        else SilentMonitor()
     )
     with SignalFlag() as signals:
         trainer.run(monitor, signals)
@@ -122,7 +146,7 @@ def _train(run_dir: Path, config: TrainRunConfig) -> int:
                 "stopped at step %d; the same command goes on from there", trainer.state.step
             )
             return signals.exit_code
-    _finish(run_dir, config, store, validator)
+    _finish(run_dir, config, store, validator, distributed)
     return 0
 
 
@@ -188,6 +212,8 @@ def start_runtime(config: RuntimeConfig) -> tuple[torch.device, torch.dtype]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = choose_device(config)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if config.precision is Precision.fp16 and device.type == "cpu":
         raise ConfigError("runtime.precision=fp16 needs a GPU; set fp32 or bf16")
     return device, DTYPES[config.precision]
@@ -205,7 +231,9 @@ def choose_device(config: RuntimeConfig) -> torch.device:
             "runtime.device=cuda, but torch sees no GPU; set runtime.device=cpu, "
             "or install torch for CUDA"
         )
-    return torch.device("cuda" if gpu and config.device is not Device.cpu else "cpu")
+    if not gpu or config.device is Device.cpu:
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank())
 
 
 def build_model(
@@ -263,14 +291,21 @@ def _tokenizers(run_dir: Path, config: TrainRunConfig) -> TokenizerPair:
 
 
 def _finish(
-    run_dir: Path, config: TrainRunConfig, store: CheckpointStore, validator: Validator
+    run_dir: Path,
+    config: TrainRunConfig,
+    store: CheckpointStore,
+    validator: Validator,
+    distributed: Distributed,
 ) -> None:
     """Average the last checkpoints, score the result on the validation set, write bleu.json."""
     results = {}
     model = validator.translator.model.eval()
     if config.checkpoint.average_last:
         paths = [store.path(step) for step in store.steps()[-config.checkpoint.average_last :]]
-        folder = write_average(run_dir, paths)
+        folder = run_dir / "average"
+        with distributed.main_first():
+            if distributed.is_main:
+                write_average(run_dir, paths)
         load_model_tensors(model, load_weights(folder), source=folder)
         averaged = validator.score(validator.translate())
         logger.info("average of the last %d checkpoints, validation: %s", len(paths), averaged.text)
@@ -286,7 +321,8 @@ def _finish(
         logger.info("best checkpoint (step %d), validation: %s", best, single.text)
         results["best"] = {"step": best, "bleu": single.value, "signature": single.signature}
     results["decode"] = to_plain(config.decode)
-    replace_text(run_dir / "bleu.json", json.dumps(results, indent=1) + "\n")
+    if distributed.is_main:
+        replace_text(run_dir / "bleu.json", json.dumps(results, indent=1) + "\n")
 
 
 def _test_data(config: EvalConfig) -> tuple[list[str] | None, list[list[str]], str | None]:

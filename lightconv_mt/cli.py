@@ -39,8 +39,8 @@ def main(command: str, arguments: list[str]) -> int:
 
     Returns:
         0 ok, 1 a defect of this program, 2 configuration, 3 data, 4 checkpoint, 5 divergence,
-        6 memory, 130 Ctrl-C, 138 and 143 stopped by SIGUSR1 and SIGTERM, 141 nobody reads the
-        output any more.
+        6 memory, 7 another process of the run lost, 130 Ctrl-C, 138 and 143 stopped by SIGUSR1
+        and SIGTERM, 141 nobody reads the output any more.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     logging.getLogger("lightconv_mt").setLevel(logging.INFO)

@@ -14,6 +14,7 @@ from lightconv_mt.mixers import MIXERS, MixerConfig
 from lightconv_mt.model.transformer import ModelConfig, Tying
 from lightconv_mt.ops.dispatch import Backend
 from lightconv_mt.train.checkpoint import CheckpointConfig
+from lightconv_mt.train.distributed import Parallel
 from lightconv_mt.train.loop import LoopConfig
 from lightconv_mt.train.optim import OptimConfig
 from lightconv_mt.train.schedule import SCHEDULES, ScheduleConfig
@@ -70,11 +71,23 @@ class RuntimeConfig:
     keep_memory: bool = (
         True  # Linux: the C library keeps freed memory instead of giving it back every step
     )
+    # Of training with several processes, which torchrun starts.
+    parallel: Parallel = Parallel.ddp
+    timeout_seconds: float = 600.0  # to wait for a process that does not answer
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise ConfigError(
                 f"runtime.threads is {self.threads}; give 1 or more, or null for torch's choice"
+            )
+        if not self.timeout_seconds > 0.0:
+            raise ConfigError(
+                f"runtime.timeout_seconds is {self.timeout_seconds}; give a positive number"
+            )
+        if self.precision is Precision.fp16 and self.parallel is Parallel.fsdp:
+            raise ConfigError(
+                "runtime.precision=fp16 scales its loss, which needs whole gradients; "
+                "set bf16, or runtime.parallel=ddp"
             )
         if self.precision is Precision.fp16 and self.device is Device.cpu:
             raise ConfigError(

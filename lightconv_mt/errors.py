@@ -39,3 +39,9 @@ class MemoryLimitError(LcmtError):
     """Not even a single sentence fits into memory."""
 
     exit_code = 6
+
+
+class ProcessError(LcmtError):
+    """Another process of the same training run is gone or does not answer."""
+
+    exit_code = 7

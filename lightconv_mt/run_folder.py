@@ -21,6 +21,8 @@ FREE_KEYS = (
     "runtime.device",
     "runtime.threads",
     "runtime.keep_memory",
+    "runtime.parallel",
+    "runtime.timeout_seconds",
     "train.max_",
     "train.patience",
     "checkpoint.",

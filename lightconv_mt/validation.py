@@ -12,7 +12,8 @@ from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.decode.beam_search import DecodeConfig
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.scoring import Score, score
-from lightconv_mt.train.loss import LabelSmoothedLoss, mean_loss
+from lightconv_mt.train.distributed import Distributed
+from lightconv_mt.train.loss import LabelSmoothedLoss, sum_loss
 from lightconv_mt.train.pictures import draw_model
 from lightconv_mt.train.state import Validation
 
@@ -30,6 +31,7 @@ class Validator:
         label_smoothing: float,
         num_samples: int,
         tgt_lang: str,
+        distributed: Distributed,
     ) -> None:
         """Tokenise the pairs once.
 
@@ -41,9 +43,10 @@ class Validator:
             label_smoothing: of the loss, as in training.
             num_samples: translations to show.
             tgt_lang: decides BLEU's tokenisation.
+            distributed: processes that share the work and are called together.
         """
         self.translator, self.pairs = translator, pairs
-        self.decode, self.tgt_lang = decode, tgt_lang
+        self.decode, self.tgt_lang, self.distributed = decode, tgt_lang, distributed
         self.loss = LabelSmoothedLoss(label_smoothing, backend=translator.model.backend)
         self.batches = _batches(pairs, translator.tokenizers, batch)
         self.max_tokens = batch.max_tokens
@@ -54,27 +57,29 @@ class Validator:
 
     def __call__(self) -> Validation:
         """Measure."""
-        translator = self.translator
+        translator, distributed = self.translator, self.distributed
+        batches = self.batches[distributed.rank :: distributed.size]
         device, precision = translator.device, translator.precision
         with torch.autocast(device.type, precision, enabled=precision not in (None, torch.float32)):
-            loss, nll = mean_loss(
-                translator.model, (batch.to(device) for batch in self.batches), self.loss
-            )
+            sums = sum_loss(translator.model, (batch.to(device) for batch in batches), self.loss)
+        loss, nll, tokens = distributed.total(*sums)
         hypotheses = self.translate()
         bleu = self.score(hypotheses)
         return Validation(
-            metrics={"valid/loss": loss, "valid/nll": nll, "valid/bleu": bleu.value},
+            metrics={
+                "valid/loss": loss / tokens,
+                "valid/nll": nll / tokens,
+                "valid/bleu": bleu.value,
+            },
             samples=[(*self.pairs[index], hypotheses[index]) for index in self.shown],
-            figures=self._figures(),
+            figures=self._figures() if distributed.is_main else {},
         )
 
     def translate(self) -> list[str]:
         """Translations of the sources."""
-        sources = [pair.src for pair in self.pairs]
-        return [
-            found.text
-            for found in self.translator.translate(sources, self.decode, max_tokens=self.max_tokens)
-        ]
+        sources = [pair.src for pair in self.pairs][self.distributed.rank :: self.distributed.size]
+        found = self.translator.translate(sources, self.decode, max_tokens=self.max_tokens)
+        return self.distributed.interleaved([translation.text for translation in found])
 
     def score(self, hypotheses: list[str]) -> Score:
         """Detokenised BLEU with its signature."""

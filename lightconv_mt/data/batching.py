@@ -75,6 +75,11 @@ class Batch:
             self, src=src, src_mask=src_mask, tgt_in=tgt_in, tgt_out=tgt_out, tgt_mask=tgt_mask
         )
 
+    def without_tokens(self) -> "Batch":
+        """The first sentence, whose target counts as padding: no loss, all gradients zero."""
+        first = self._rows(slice(0, 1))
+        return replace(first, tgt_mask=torch.zeros_like(first.tgt_mask), num_tokens=0)
+
     def split(self, pieces: int) -> list["Batch"]:
         """At most so many batches of the same sentences, in order."""
         bounds = pairwise(len(self.src) * piece // pieces for piece in range(pieces + 1))

@@ -62,9 +62,10 @@ class DecoderLayer(nn.Module):
         self.source_sublayer = Sublayer(dim, pre_norm=pre_norm, dropout=dropout)
         self.feed_forward_sublayer = Sublayer(dim, pre_norm=pre_norm, dropout=dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, source: SourceKeys, src_mask: Tensor) -> Tensor:
-        """X (B, T, C), mask (B, T), source keys and values, src_mask (B, S) -> (B, T, C)."""
+    def forward(self, x: Tensor, mask: Tensor, memory: Tensor, src_mask: Tensor) -> Tensor:
+        """X (B, T, C), mask (B, T), memory (B, S, C), src_mask (B, S) -> (B, T, C)."""
         y = self.mixer(self.mixer_sublayer.enter(x), mask)
+        source = self.source_attention.project(memory)
         return self._read_source(self.mixer_sublayer.leave(x, y), source, src_mask)
 
     def step(
@@ -103,7 +104,7 @@ class Decoder(nn.Module):
             (B, T, C).
         """
         for layer in self._layers():
-            x = layer(x, mask, layer.source_attention.project(memory), src_mask)
+            x = layer(x, mask, memory, src_mask)
         return self.norm(x)
 
     def start(self, memory: Tensor, src_mask: Tensor, beam_size: int) -> DecoderState:

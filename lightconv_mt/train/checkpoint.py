@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightconv_mt.errors import CheckpointError, ConfigError
 from lightconv_mt.train import storage
+from lightconv_mt.train.distributed import placed_as, whole
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ class CheckpointStore:
         steps = sorted(_step_of(path) for path in self.folder.glob("step_*"))
         for step in reversed(steps):
             try:
-                return self._load(step)
+                return self.load(step)
             except CheckpointError as error:
                 logger.warning("%s; taking the one before it", error)
         if steps:
@@ -152,6 +153,24 @@ class CheckpointStore:
                 f"all {len(steps)} checkpoints in {self.folder} are damaged; choose a new run_dir"
             )
         return None
+
+    def load(self, step: int) -> Checkpoint:
+        """The checkpoint of a step.
+
+        Raises:
+            CheckpointError: when it is missing or damaged.
+        """
+        path = self.path(step)
+        storage.verify_folder(path)
+        try:
+            return Checkpoint(
+                step=step,
+                model=load_file(path / "model.safetensors"),
+                optimizer=load_file(path / "optimizer.safetensors"),
+                state=json.loads((path / "state.json").read_text()),
+            )
+        except (OSError, SafetensorError, ValueError) as error:
+            raise CheckpointError(f"{path} is no whole checkpoint: {error}") from error
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints here, ascending."""
@@ -182,24 +201,12 @@ class CheckpointStore:
         """Folder of the checkpoint of the given step."""
         return self.folder / _folder_name(step)
 
-    def _load(self, step: int) -> Checkpoint:
-        path = self.path(step)
-        storage.verify_folder(path)
-        try:
-            return Checkpoint(
-                step=step,
-                model=load_file(path / "model.safetensors"),
-                optimizer=load_file(path / "optimizer.safetensors"),
-                state=json.loads((path / "state.json").read_text()),
-            )
-        except (OSError, SafetensorError, ValueError) as error:
-            raise CheckpointError(f"{path} is no whole checkpoint: {error}") from error
-
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters by name, a shared one once, on the CPU and contiguous."""
     return {
-        name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()
+        name: whole(parameter.detach()).cpu().contiguous()
+        for name, parameter in model.named_parameters()
     }
 
 
@@ -230,13 +237,20 @@ def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor], *, source: 
             )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+            parameter.copy_(placed_as(tensors[name], parameter))
+
+
+def copy_parameters(source: nn.Module, target: nn.Module) -> None:
+    """Copy parameters, of which this process may hold a part, to a model of the same shape."""
+    with torch.no_grad():
+        for theirs, ours in zip(source.parameters(), target.parameters(), strict=True):
+            ours.copy_(whole(theirs.detach()))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """Optimiser state as `<kind>.<parameter name>` tensors."""
     return {
-        f"{kind}.{name}": value.detach().cpu().contiguous()
+        f"{kind}.{name}": whole(value.detach()).cpu().contiguous()
         for name, parameter in model.named_parameters()
         for kind, value in optimizer.state.get(parameter, {}).items()
     }
@@ -254,8 +268,12 @@ def load_optimizer_tensors(
                 f"the optimiser state of {name} has no parameter in this model; "
                 f"choose a new run_dir"
             )
-        # A fused optimiser keeps its step count beside the parameter.
-        optimizer.state[parameters[name]][kind] = value.to(parameters[name].device)
+        parameter = parameters[name]
+        # A fused optimiser keeps its step count, a single number, beside the parameter.
+        of_parameter = value.shape == parameter.shape
+        optimizer.state[parameter][kind] = (
+            placed_as(value, parameter) if of_parameter else value
+        ).to(parameter.device)
 
 
 def average_checkpoints(paths: Sequence[Path]) -> dict[str, Tensor]:

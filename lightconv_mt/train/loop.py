@@ -2,8 +2,10 @@
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -16,13 +18,15 @@ from lightconv_mt.train.checkpoint import (
     Checkpoint,
     CheckpointStore,
     OnFailure,
+    copy_parameters,
     load_model_tensors,
     load_optimizer_tensors,
     model_tensors,
     optimizer_tensors,
 )
-from lightconv_mt.train.loss import LabelSmoothedLoss
-from lightconv_mt.train.monitor import Monitor
+from lightconv_mt.train.distributed import Distributed
+from lightconv_mt.train.loss import LabelSmoothedLoss, Objective
+from lightconv_mt.train.monitor import SilentMonitor
 from lightconv_mt.train.optim import OptimConfig, build_optimizer, clip_gradients
 from lightconv_mt.train.schedule import ScheduleConfig
 from lightconv_mt.train.signals import InterruptedWorkError, SignalFlag
@@ -90,11 +94,13 @@ class Trainer:
         device: torch.device,
         precision: torch.dtype,
         seed: int,
+        distributed: Distributed,
+        measured: Seq2SeqTransformer | None = None,
     ) -> None:
         """Join the parts.
 
         Args:
-            model: on `device`.
+            model: on `device`, equal in all processes.
             batcher: gives the batch of every (epoch, index).
             loop: steps and intervals.
             optim: optimiser settings.
@@ -104,13 +110,18 @@ class Trainer:
             device: to train on.
             precision: float32, bfloat16 or float16 (with loss scaling) for the matrix products.
             seed: of dropout.
+            distributed: the processes that train this model together.
+            measured: another model of the same shape to copy parameters to before `validate`,
+                which reads that one; needed where processes hold parts of `model`.
         """
         self.model, self.batcher, self.store, self.validate = model, batcher, store, validate
         self.loop, self.optim, self.schedule = loop, optim, schedule
         self.device, self.precision, self.seed = device, precision, seed
-        self.loss = LabelSmoothedLoss(
-            loop.label_smoothing, agreement=loop.rdrop, backend=model.backend
-        )
+        self.distributed, self.measured = distributed, measured
+        loss = LabelSmoothedLoss(loop.label_smoothing, agreement=loop.rdrop, backend=model.backend)
+        self.paired = loss.smoothing.paired
+        layers = [*model.encoder.layers, *model.decoder.layers]
+        self.objective = distributed.spread(Objective(model, loss), layers, device)
         self.optimizer = build_optimizer(optim, model.parameters())
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
         self.state = TrainState()
@@ -122,9 +133,11 @@ class Trainer:
         Raises:
             CheckpointError: when all are damaged, or made by another version.
         """
-        checkpoint = self.store.load_latest()
-        if checkpoint is None:
+        checkpoint = self.store.load_latest() if self.distributed.is_main else None
+        step = self.distributed.of_main(checkpoint.step if checkpoint else -1)
+        if step < 0:
             return False
+        checkpoint = checkpoint or self.store.load(step)
         source = self.store.path(checkpoint.step)
         load_model_tensors(self.model, checkpoint.model, source=source)
         load_optimizer_tensors(self.optimizer, self.model, checkpoint.optimizer)
@@ -143,14 +156,16 @@ class Trainer:
         )
         return True
 
-    def run(self, monitor: Monitor, signals: SignalFlag) -> TrainState:
+    def run(self, monitor: SilentMonitor, signals: SignalFlag) -> TrainState:
         """Train until done or until a signal; the state is saved either way."""
         self._restart_clock()
         micro_batches = self._micro_batches()
-        while not signals.received:
+        while not self._stop_is_asked(signals):
             if self._validation_is_due():
                 try:
-                    with signals.interrupting():
+                    # Others would wait in vain for a process that leaves its validation.
+                    alone = self.distributed.is_alone
+                    with signals.interrupting() if alone else nullcontext():
                         found = self._measure()
                 except InterruptedWorkError:
                     break
@@ -193,13 +208,14 @@ class Trainer:
                 yield batch, *((epoch, index) if index < count else (epoch + 1, 0))
             epoch, index = epoch + 1, 0
 
-    def _step(self, micro_batches: list[tuple[Batch, int, int]], monitor: Monitor) -> None:
+    def _step(self, micro_batches: list[tuple[Batch, int, int]], monitor: SilentMonitor) -> None:
         """One optimiser step: gradients summed over micro-batches, divided by all target tokens."""
         state = self.state
         state.step += 1
         self.model.train()
         num_tokens = sum(batch.num_tokens for batch, _, _ in micro_batches)
-        loss_sum, nll_sum = self._gradient([batch for batch, _, _ in micro_batches], num_tokens)
+        sums = self._gradient([batch for batch, _, _ in micro_batches], num_tokens)
+        loss_sum, nll_sum = self.distributed.total(*sums)
         norm = self._update(self.schedule.lr(state.step, self.optim.lr))
         state.epoch, state.index = micro_batches[-1][1:]
         state.tokens += num_tokens
@@ -208,8 +224,8 @@ class Trainer:
                 self._rewind(monitor)
             return
         self._watch(norm)
-        state.loss_sum += float(loss_sum)
-        state.nll_sum += float(nll_sum)
+        state.loss_sum += loss_sum
+        state.nll_sum += nll_sum
         state.norm_sum += norm
         state.token_count += num_tokens
         state.step_count += 1
@@ -220,7 +236,7 @@ class Trainer:
         Raises:
             MemoryLimitError: when single sentences do not fit either.
         """
-        pieces = 1
+        batches, pieces = self.distributed.share(batches), 1
         while True:
             try:
                 return self._backward(
@@ -238,6 +254,11 @@ class Trainer:
                 torch.cuda.empty_cache()
             largest = max(batches, key=lambda batch: batch.tgt_in.numel() + batch.src.numel())
             shapes = f"source {tuple(largest.src.shape)} and target {tuple(largest.tgt_in.shape)}"
+            if not self.distributed.is_alone:  # the others are in the middle of an exchange
+                raise MemoryLimitError(
+                    f"step {self.state.step}: not enough memory for a batch of {shapes}; "
+                    f"lower batch.max_tokens and raise train.accumulate"
+                )
             if pieces >= max(len(batch.src) for batch in batches):
                 raise MemoryLimitError(
                     f"step {self.state.step}: not enough memory for one sentence of a batch of "
@@ -252,18 +273,20 @@ class Trainer:
 
     def _backward(self, batches: list[Batch], num_tokens: int) -> tuple[Tensor, Tensor]:
         """Add the gradient of every batch; the sums of loss and likelihood."""
-        torch.manual_seed(self.seed * 1_000_003 + self.state.step)
+        rank = self.distributed.rank
+        torch.manual_seed(self.seed * 1_000_003 + self.state.step + (rank << 40))
         loss_sum, nll_sum = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        for batch in batches:
-            if self.loss.smoothing.paired:
+        for place, batch in enumerate(batches, start=1):
+            if self.paired:
                 batch = batch.twice()
-            batch = batch.to(self.device)
-            with torch.autocast(
-                self.device.type, self.precision, enabled=self.precision is not torch.float32
-            ):
-                hidden = self.model(batch.src, batch.src_mask, batch.tgt_in, batch.tgt_mask)
-                value = self.loss(hidden, self.model.output_weight, batch.tgt_out, batch.tgt_mask)
-            self.scaler.scale(value.loss / num_tokens).backward()
+            with self.distributed.accumulating(self.objective, more=place < len(batches)):
+                with torch.autocast(
+                    self.device.type, self.precision, enabled=self.precision is not torch.float32
+                ):
+                    value = self.objective(batch.to(self.device))
+                # Gradients of several processes are averaged, and should be summed.
+                loss = value.loss * (self.distributed.size / num_tokens)
+                self.scaler.scale(loss).backward()
             loss_sum += value.loss.detach()
             nll_sum += value.nll
         return loss_sum, nll_sum
@@ -286,7 +309,7 @@ class Trainer:
         logger.warning("step %d: the gradient is not finite; update skipped", self.state.step)
         return None
 
-    def _rewind(self, monitor: Monitor) -> None:
+    def _rewind(self, monitor: SilentMonitor) -> None:
         """Take up the last checkpoint again, going on with the data after this step's.
 
         Raises:
@@ -351,13 +374,23 @@ class Trainer:
             step == self.state.step and self.finished()
         )
 
+    def _stop_is_asked(self, signals: SignalFlag) -> bool:
+        """Whether any process got a signal; all take it for theirs."""
+        number = self.distributed.highest(signals.received or 0)
+        if number:
+            signals.received = signal.Signals(number)
+        return bool(number)
+
     def _measure(self) -> tuple[Validation, float]:
         """Score the model; also how many seconds that took."""
-        self.model.eval()
         started = time.perf_counter()
+        if self.measured is None:
+            self.model.eval()
+        else:
+            copy_parameters(self.model, self.measured.eval())
         return self.validate(), time.perf_counter() - started
 
-    def _record(self, found: Validation, seconds: float, monitor: Monitor) -> bool:
+    def _record(self, found: Validation, seconds: float, monitor: SilentMonitor) -> bool:
         """Note what a validation found; whether the model is the best so far."""
         state, bleu = self.state, found.metrics["valid/bleu"]
         state.validated_step = state.step
@@ -370,14 +403,18 @@ class Trainer:
         monitor.figures(state.step, found.figures)
         return state.validations_since_best == 0
 
-    def _save(self, monitor: Monitor, *, best: bool = False, last: bool = False) -> None:
+    def _save(self, monitor: SilentMonitor, *, best: bool = False, last: bool = False) -> None:
         """Save the state, unless it is saved as it is; failing ends the run if so configured."""
         state = self.state
         state.metric_lines = monitor.lines
+        weights = model_tensors(self.model)
+        moments = optimizer_tensors(self.optimizer, self.model)
+        if not self.distributed.is_main:
+            return
         checkpoint = Checkpoint(
             step=state.step,
-            model=model_tensors(self.model),
-            optimizer=optimizer_tensors(self.optimizer, self.model),
+            model=weights,
+            optimizer=moments,
             state={**asdict(state), "scaler": self.scaler.state_dict()},
         )
         try:

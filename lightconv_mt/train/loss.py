@@ -67,6 +67,20 @@ class LabelSmoothedLoss(nn.Module):
         return LossValue(loss, nll)
 
 
+class Objective(nn.Module):
+    """Model and loss as one module, for what wraps a module to share it among processes."""
+
+    def __init__(self, model: Seq2SeqTransformer, loss: LabelSmoothedLoss) -> None:
+        """Join them."""
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Batch) -> LossValue:
+        """Sums over the target tokens of a batch on the model's device."""
+        hidden = self.model(batch.src, batch.src_mask, batch.tgt_in, batch.tgt_mask)
+        return self.loss(hidden, self.model.output_weight, batch.tgt_out, batch.tgt_mask)
+
+
 class _ProjectedLoss(torch.autograd.Function):
     """Loss and both gradients in one pass over chunks of rows."""
 
@@ -120,10 +134,10 @@ class _ProjectedLoss(torch.autograd.Function):
         )
 
 
-def mean_loss(
+def sum_loss(
     model: Seq2SeqTransformer, batches: Iterator[Batch], loss: LabelSmoothedLoss
-) -> tuple[float, float]:
-    """Mean smoothed loss and mean negative log-likelihood a target token, in nats."""
+) -> tuple[float, float, int]:
+    """Smoothed loss and negative log-likelihood, in nats, and target tokens, all summed."""
     total: Tensor = torch.zeros(2, dtype=torch.float64)
     tokens = 0
     with torch.inference_mode():
@@ -132,5 +146,4 @@ def mean_loss(
             value = loss(hidden, model.output_weight, batch.tgt_out, batch.tgt_mask)
             total += torch.stack([value.loss, value.nll]).double().cpu()
             tokens += batch.num_tokens
-    mean = total / max(tokens, 1)
-    return float(mean[0]), float(mean[1])
+    return float(total[0]), float(total[1]), tokens

@@ -15,7 +15,33 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Monitor:
+class SilentMonitor:
+    """What processes beside the main one report to."""
+
+    lines = 0
+
+    def rewind(self, lines: int) -> None:
+        """Nothing."""
+
+    def advance(self) -> None:
+        """Nothing."""
+
+    def metrics(
+        self, step: int, values: Mapping[str, float], *, timing: Mapping[str, float] | None = None
+    ) -> None:
+        """Nothing."""
+
+    def samples(self, step: int, samples: list[tuple[str, str, str]]) -> None:
+        """Nothing."""
+
+    def figures(self, step: int, figures: Mapping[str, "Figure"]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Monitor(SilentMonitor):
     """Writes a run's numbers; metrics.jsonl holds no times, so resuming repeats it to the byte."""
 
     def __init__(self, run_dir: Path, *, step: int, lines: int, max_steps: int) -> None:

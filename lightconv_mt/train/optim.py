@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightconv_mt.errors import ConfigError
+from lightconv_mt.train.distributed import whole
 
 
 @dataclass(kw_only=True)
@@ -51,9 +52,9 @@ def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float) -> Tens
     Returns:
         The norm before scaling, float32 scalar.
     """
+    parameters = list(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    norm = whole(torch.nn.utils.get_total_norm(gradients, foreach=True))
     if clip_norm > 0.0:
-        scale = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(gradients, scale)
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm, foreach=True)
     return norm

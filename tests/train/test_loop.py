@@ -21,6 +21,7 @@ from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops.dispatch import Backend
 from lightconv_mt.train import storage
 from lightconv_mt.train.checkpoint import CheckpointConfig, CheckpointStore, OnFailure
+from lightconv_mt.train.distributed import Distributed
 from lightconv_mt.train.loop import LoopConfig, Trainer
 from lightconv_mt.train.monitor import Monitor
 from lightconv_mt.train.optim import OptimConfig
@@ -99,6 +100,7 @@ def build(tmp_path: Path) -> Build:
             device=torch.device("cpu"),
             precision=torch.float32,
             seed=1,
+            distributed=Distributed(),
         )
         trainer.resume()
         state = trainer.state
