@@ -73,7 +73,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 # Processes draw different dropout masks, so numbers agree without dropout only. And where a
-# gradient is nothing but rounding, as that of the keys' bias, Adam with a small eps takes full steps.
+# gradient is only rounding, as that of the keys' bias, Adam takes full steps if eps is small.
 SMOOTH = [
     *("model.dropout=0", "model.attention_dropout=0", "model.mixer.weight_dropout=0"),
     "optim.eps=1e-3",
@@ -85,7 +85,7 @@ def start(
 ) -> subprocess.Popen[str]:
     command = Path(sys.executable).parent / "lcmt-train"
     launcher = (
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--shutdown-timeout=5"),
         *(f"--nproc-per-node={processes}", f"--max-restarts={restarts}"),
     )
     return subprocess.Popen(
