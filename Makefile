@@ -36,8 +36,9 @@ check-kernels: $(STAMP) ## check the kernels without a GPU: numbers, spills, byt
 test-gpu: $(STAMP) ## run the tests that need a GPU, under compute-sanitizer too where that is
 	$(BIN)/python scripts/test_gpu.py
 
-reliability: $(STAMP) ## interrupt training runs hundreds of times (half an hour)
-	$(BIN)/python -m pytest -q --thorough tests/test_kills.py tests/train
+reliability: $(STAMP) ## interrupt training runs hundreds of times (an hour)
+	$(BIN)/python -m pytest -q --thorough --figures README.md \
+		tests/test_kills.py tests/train tests/nasty tests/test_configs.py
 
 format: $(STAMP) ## rewrite the code in the house style
 	$(BIN)/ruff check --fix --quiet . || true

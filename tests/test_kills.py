@@ -166,7 +166,11 @@ def straight_run(data: CorpusConfig, run_dir: Path) -> tuple[dict[str, str], flo
 @pytest.mark.parametrize("kind", ["kill -9", "signal"])
 @pytest.mark.timeout(3600)
 def test_interruptions_at_random_moments_change_no_bit(
-    data: CorpusConfig, tmp_path: Path, thorough: bool, figure: Callable[[str], None], kind: str
+    data: CorpusConfig,
+    tmp_path: Path,
+    thorough: bool,
+    figure: Callable[[str, str], None],
+    kind: str,
 ) -> None:
     expected, usual = straight_run(data, tmp_path / "straight")
     seed = 7
@@ -185,9 +189,11 @@ def test_interruptions_at_random_moments_change_no_bit(
         if sum(code != 0 for code in codes) >= wanted:
             break
     saved = sum(code > 0 for code in codes)
+    name = "kill -9" if kind == "kill -9" else "SIGINT, SIGTERM, SIGUSR1 in turn"
     figure(
-        f"{kind}: {sum(code != 0 for code in codes)} times over {run + 1} runs, "
-        f"{saved} of them saved first, 0 differences (seed {seed})"
+        f"{name} at a random moment, then the same command again",
+        f"{sum(code != 0 for code in codes)} times over {run + 1} runs, {saved} of them saved "
+        f"first, 0 bits different at the end (seed {seed})",
     )
 
 
@@ -206,7 +212,7 @@ def test_every_kind_of_run_resumes_to_the_bit(
     data: CorpusConfig,
     tmp_path: Path,
     thorough: bool,
-    figure: Callable[[str], None],
+    figure: Callable[[str, str], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     original, cells = Trainer._step, 0
@@ -237,10 +243,15 @@ def test_every_kind_of_run_resumes_to_the_bit(
         first, second = (digests(Path(config.run_dir)) for config in runs)
         assert first == second, values
     assert cells == (48 if thorough else 10)
-    figure(f"resume matrix: {cells} cells, 0 differences")
+    figure(
+        "resumed runs of each mixer, precision, accumulation, number of workers, BPE-dropout",
+        f"{cells} kinds, 0 bits different",
+    )
 
 
-def test_twenty_resumes_of_one_step_each(data: CorpusConfig, tmp_path: Path) -> None:
+def test_twenty_resumes_of_one_step_each(
+    data: CorpusConfig, tmp_path: Path, figure: Callable[[str, str], None]
+) -> None:
     straight = configure(data, tmp_path / "straight", max_steps=20, validate_every_steps=100)
     assemble.train(straight)
     for steps in range(1, 21):
@@ -252,3 +263,38 @@ def test_twenty_resumes_of_one_step_each(data: CorpusConfig, tmp_path: Path) -> 
         for run in ("straight", "chained")
     )
     assert ours == theirs
+    figure("resumes in a row, of one step each", "20, 0 bits different")
+
+
+@pytest.mark.timeout(3600)
+def test_a_long_run_needs_no_more_memory_or_files_with_time(
+    data: CorpusConfig, tmp_path: Path, thorough: bool, figure: Callable[[str, str], None]
+) -> None:
+    steps = 20_000 if thorough else 1_000
+    config = configure(
+        data, tmp_path / "run", max_steps=steps, validate_every_steps=100, num_samples=0
+    )
+    config.checkpoint.save_every_steps = 50
+    child = train_in_child(config)
+    seen: list[tuple[int, int]] = []  # resident memory in pages, open files
+    while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        with contextlib.suppress(OSError):
+            folder = Path(f"/proc/{child}")
+            pages = int((folder / "statm").read_text().split()[1])
+            seen.append((pages, len(list((folder / "fd").iterdir()))))
+        time.sleep(0.05)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    early, late = (max(pages for pages, _ in part) for part in halves(seen[len(seen) // 5 :]))
+    files = [max(count for _, count in part) for part in halves(seen)]
+    figure(
+        f"a run of {steps:,} steps",
+        f"memory grows by {late / early - 1:.1%} from the first half to the second, "
+        f"open files {files[0]} and {files[1]}",
+    )
+    assert len(seen) > 50
+    assert late < 1.05 * early
+    assert files[1] <= files[0]
+
+
+def halves(values: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    return values[: len(values) // 2], values[len(values) // 2 :]

@@ -165,7 +165,9 @@ def test_a_signal_saves_and_the_next_run_goes_on_to_the_bit(
     assert_equal_outcomes(straight[0], again[0])
 
 
-def test_leaving_a_part_out_of_the_restored_state_changes_the_end(build: Build) -> None:
+def test_leaving_a_part_out_of_the_restored_state_changes_the_end(
+    build: Build, figure: Callable[[str, str], None]
+) -> None:
     """Negative controls: what is restored matters, so equal ends prove something."""
     straight = build("straight")
     train(*straight)
@@ -196,6 +198,10 @@ def test_leaving_a_part_out_of_the_restored_state_changes_the_end(build: Build) 
         train(second, monitor)
         with pytest.raises(AssertionError):
             assert_equal_outcomes(straight[0], second)
+    figure(
+        "parts left out of the restored state, as a control",
+        f"{len(parts)} of {len(parts)} change the end",
+    )
 
 
 @pytest.mark.parametrize("rewinds", [0, 2])

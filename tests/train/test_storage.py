@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def count_actions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_death_at_any_action_leaves_a_checkpoint_at_most_one_interval_old(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: Callable[[str, str], None]
 ) -> None:
     count = count_actions(tmp_path / "whole", monkeypatch)
     assert count > 15
@@ -75,11 +76,19 @@ def test_death_at_any_action_leaves_a_checkpoint_at_most_one_interval_old(
         save(folder, 4)
         assert open_store(folder).steps() == open_store(tmp_path / "whole").steps() == [3, 4]
         assert open_store(folder).best_step() == 4
+    figure(
+        "death at each of a save's actions on the disk",
+        f"{count} of {count} leave a checkpoint at most one interval old",
+    )
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS])
 def test_a_failure_at_any_action_is_named_and_older_checkpoints_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    figure: Callable[[str, str], None],
+    code: int,
 ) -> None:
     count = count_actions(tmp_path / "whole", monkeypatch)
     for failing in range(count):
@@ -108,6 +117,10 @@ def test_a_failure_at_any_action_is_named_and_older_checkpoints_stay(
         assert loaded is not None and loaded.step in (3, 4)
         store.remove_leftovers()
         assert not list((folder / "checkpoints").glob(".*"))
+    figure(
+        f"{errno.errorcode[code]} at each of a save's actions",
+        f"{count} of {count} named with the path, the older checkpoints intact",
+    )
 
 
 def test_a_full_disk_is_noticed_before_the_first_byte(
@@ -129,7 +142,7 @@ def damages(rng: random.Random, size: int, count: int) -> list[tuple[str, int]]:
     return [*cuts, *(("flip", rng.randrange(8 * size)) for _ in range(count - half))]
 
 
-def test_no_damage_is_loaded_silently(tmp_path: Path) -> None:
+def test_no_damage_is_loaded_silently(tmp_path: Path, figure: Callable[[str, str], None]) -> None:
     """1,100 corruptions: each falls back to the checkpoint before, or changed no value."""
     for step in (1, 2):
         save(tmp_path, step)
@@ -148,6 +161,7 @@ def test_no_damage_is_loaded_silently(tmp_path: Path) -> None:
             tried += 1
         path.write_bytes(content)
     assert tried == 1100
+    figure("checkpoint files cut short or with a bit flipped", f"{tried}, 0 loaded")
     assert store.load_latest().step == 2
 
 
