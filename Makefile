@@ -25,7 +25,7 @@ demo: $(STAMP) ## train, translate and score a small model on generated data (te
 	$(BIN)/lcmt-eval run_dir=runs/demo
 
 test: $(STAMP) ## run the whole test suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 check: lint type test ## what continuous integration runs
 	$(BIN)/python scripts/check_kernels.py --reduced
