@@ -73,7 +73,7 @@ def open_run(run_dir: Path, config: TrainRunConfig) -> CheckpointStore:
     Raises:
         ConfigError: naming the key that differs, with both values.
     """
-    path = run_dir / "config.yaml"
+    path, text = run_dir / "config.yaml", to_yaml(config)
     if path.exists():
         now, then = _flat(to_plain(config)), _flat(to_plain(load_run_config(run_dir)))
         for key in {**then, **now}:
@@ -83,7 +83,8 @@ def open_run(run_dir: Path, config: TrainRunConfig) -> CheckpointStore:
                     f"repeat its command, or choose another run_dir"
                 )
     try:
-        replace_text(path, to_yaml(config))
+        if not path.exists() or path.read_text() != text:
+            replace_text(path, text)
     except OSError as error:
         raise ConfigError(
             f"cannot write run_dir={run_dir}: {error.strerror}; choose another folder"

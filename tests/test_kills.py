@@ -9,6 +9,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
 from lightconv_mt.data.tokenizer import TokenizerConfig
 from lightconv_mt.decode.beam_search import DecodeConfig
+from lightconv_mt.decode.translator import Translator
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig
 from lightconv_mt.train.checkpoint import CheckpointConfig
@@ -101,13 +103,15 @@ def digests(run_dir: Path) -> dict[str, str]:
     return found
 
 
-def train_in_child(config: TrainRunConfig) -> int:
-    """Train in a forked process; returns its number."""
+def train_in_child(config: TrainRunConfig, prepare: Callable[[], None] | None = None) -> int:
+    """Train in a forked process, after what else it is to do; returns its number."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
             os.setsid()
+            if prepare is not None:
+                prepare()
             code = assemble.train(config)
         except Exception:
             traceback.print_exc()
@@ -195,6 +199,64 @@ def test_interruptions_at_random_moments_change_no_bit(
         f"{sum(code != 0 for code in codes)} times over {run + 1} runs, {saved} of them saved "
         f"first, 0 bits different at the end (seed {seed})",
     )
+
+
+def die_before(owner: Any, name: str, when: Callable[[Any], bool] = lambda trainer: True) -> None:
+    """Have this process killed where a function is about to be called."""
+    original = getattr(owner, name)
+
+    def fatal(*arguments: Any, **values: Any) -> Any:
+        if when(arguments[0]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **values)
+
+    setattr(owner, name, fatal)
+
+
+# What is about to be called, of whom, and when.
+MOMENTS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
+    "before the first save": (Trainer, "_step", lambda trainer: trainer.state.step == 2),
+    "in the middle of an epoch": (
+        Trainer,
+        "_step",
+        lambda trainer: trainer.state.epoch == 1 and trainer.state.index == 3,
+    ),
+    "at the last batch of an epoch": (
+        Trainer,
+        "_step",
+        lambda trainer: trainer.state.index == trainer.batcher.num_batches(0) - 1,
+    ),
+    "at the end of an epoch": (
+        Trainer,
+        "_step",
+        lambda trainer: trainer.state.epoch == 2 and trainer.state.index == 0,
+    ),
+    "at the last step": (Trainer, "_step", lambda trainer: trainer.state.step == 59),
+    "in a validation": (Translator, "translate", lambda translator: True),
+    "in averaging": (assemble, "write_average", lambda run_dir: True),
+    "after averaging": (assemble, "replace_text", lambda path: True),
+}
+
+
+def test_death_at_special_moments_changes_no_bit(
+    data: CorpusConfig, tmp_path: Path, figure: Callable[[str, str], None]
+) -> None:
+    expected, _ = straight_run(data, tmp_path / "straight")
+    for number, (moment, (owner, name, when)) in enumerate(MOMENTS.items()):
+        config = configure(data, tmp_path / str(number))
+        child = train_in_child(config, partial(die_before, owner, name, when))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code == -signal.SIGKILL, moment
+        assert os.waitstatus_to_exitcode(os.waitpid(train_in_child(config), 0)[1]) == 0, moment
+        assert digests(Path(config.run_dir)) == expected, moment
+    # And after the end: nothing is written at all.
+    files = [path for path in Path(config.run_dir).rglob("*") if path.name != "lock"]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    assert os.waitstatus_to_exitcode(os.waitpid(train_in_child(config), 0)[1]) == 0
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+    assert len(list(Path(config.run_dir).rglob("*"))) == len(files) + 1
+    names = ", ".join(MOMENTS)
+    figure(f"kill -9 {names}; a start after the end", f"{len(MOMENTS) + 1}, 0 bits different")
 
 
 def matrix(thorough: bool) -> Iterator[dict[str, Any]]:
