@@ -25,7 +25,7 @@ struct Scratch {
   }
 };
 
-enum Slot { kInput, kGradient, kTaps, kSoftmax, kWeightGradient, kSums, kSlots };
+enum Slot { kInput, kGradient, kTaps, kSoftmax, kWeightGradient, kSlots };
 inline Scratch& scratch(Slot slot) {
   thread_local Scratch slots[kSlots];
   return slots[slot];
