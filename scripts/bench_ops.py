@@ -2,7 +2,9 @@
 
 All candidates are checked against the reference first, then timed in turn: in every round each
 runs once untimed, so that none meets the caches another one left, and then a few times timed.
-Minimum and median are given; ratios are of medians. The limit of a case is the larger of its
+Minimum and median are given; ratios are of medians. Native is timed twice: in a training call,
+through autograd as the others are, and as the op alone, which allocates its outputs too but records
+no graph. The limit of a case is the larger of its
 multiply-adds at the speed measured from registers and its bytes at the speed of a copy; that of
 one step is its bytes at the speed of a read. All three speeds are measured in the same run.
 """
@@ -21,6 +23,12 @@ from torch import Tensor
 from baselines import attention, unfold
 from lightconv_mt.ops import Backend, dynamicconv, dynamicconv_step, lightconv, lightconv_step
 from lightconv_mt.ops.native import load_library
+from lightconv_mt.ops.register import (
+    dynamicconv_backward_kernel,
+    dynamicconv_kernel,
+    lightconv_backward_kernel,
+    lightconv_kernel,
+)
 from lightconv_mt.train.memory import keep_freed_memory
 
 CASES = [
@@ -51,7 +59,10 @@ def main() -> None:
         torch.set_num_threads(threads)
         flops, copied = peak_flops() * threads, copy_speed()
         print(f"{threads} threads: {flops / 1e9:.0f} GFLOP/s, copies {copied / 1e9:.0f} GB/s")
-        print(f"{'case':<34}{'native ms':>18}{'limit':>7}   times slower than native")
+        print(
+            f"{'minimum / median ms, shares of the limit':<54}{'op alone':>28}{'training call':>29}"
+            "   training calls, times slower than native"
+        )
         for case in CASES:
             for name in ("lightconv", "dynamicconv"):
                 for dtype in (torch.float32, torch.bfloat16):
@@ -81,7 +92,15 @@ def bench(
         if label != "attention":
             torch.testing.assert_close(function(x, weight), expected, rtol=0.05, atol=0.05)
     del candidates["reference"]
+    alone = ops_alone(name, x.detach(), weight.detach(), upstream)
     for _ in range(rounds):
+        for direction, op in alone.items():
+            with torch.inference_mode():
+                for timed in [False] + [True] * CALLS:
+                    start = time.perf_counter()
+                    op()
+                    if timed:
+                        times[direction].setdefault("alone", []).append(time.perf_counter() - start)
         for label, function in candidates.items():
             for timed in [False] + [True] * CALLS:
                 start = time.perf_counter()
@@ -104,14 +123,21 @@ def bench(
         work = 2.0 * inside * batch * channels * factor
         limit = max(work / flops, ((1 + factor) * moved + factor * read) / copied)
         found = times[direction]
-        best, median = min(found["native"]), statistics.median(found["native"])
+        median = statistics.median(found["native"])
         others = "  ".join(
             f"{label} {statistics.median(values) / median:.1f}"
             for label, values in found.items()
-            if label != "native"
+            if label not in ("native", "alone")
         )
         title = f"{name} {direction} {str(dtype)[6:]} {case}"
-        print(f"{title:<62}{1e3 * best:8.3f} /{1e3 * median:7.3f}{limit / best:7.0%}   {others}")
+        shares = "".join(
+            f"{1e3 * best:8.3f} /{1e3 * middle:7.3f}{limit / best:6.0%} /{limit / middle:4.0%}"
+            for best, middle in (
+                (min(found[label]), statistics.median(found[label]))
+                for label in ("alone", "native")
+            )
+        )
+        print(f"{title:<54}{shares}   {others}")
 
 
 def bench_step(rows: int, width: int, name: str, rounds: int, read: float) -> None:
@@ -139,6 +165,21 @@ def bench_step(rows: int, width: int, name: str, rounds: int, read: float) -> No
         f"{f'{name} step ({rows}, 512, 8, {width})':<62}{1e3 * best:8.4f} /{1e3 * median:7.4f}"
         f"{moved / best / read:7.0%}   torch {plain:.1f}"
     )
+
+
+def ops_alone(
+    name: str, x: Tensor, weight: Tensor, upstream: Tensor
+) -> dict[str, Callable[[], object]]:
+    """The registered native ops of both directions, called without autograd."""
+    forward, backward = {
+        "lightconv": (lightconv_kernel, lightconv_backward_kernel),
+        "dynamicconv": (dynamicconv_kernel, dynamicconv_backward_kernel),
+    }[name]
+    options = (weight.shape[-1] // 2, True, 0.0, 0)
+    return {
+        "forward": lambda: forward(x, weight, *options),
+        "backward": lambda: backward(upstream, x, weight, *options),
+    }
 
 
 def candidate_functions(name: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:

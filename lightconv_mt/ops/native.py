@@ -204,7 +204,7 @@ def _cpu() -> str:
 
 def empty_like(x: Tensor) -> Tensor:
     """A contiguous output, not initialised; tests fill it with NaN."""
-    return torch.empty(x.shape, dtype=x.dtype)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _wide(weight: Tensor, x: Tensor) -> Tensor:

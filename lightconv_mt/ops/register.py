@@ -1,6 +1,7 @@
 """Registers compiled kernels with torch: shapes for tracing, gradients, one op for all.
 
-C++ serves tensors on CPUs, Triton those on GPUs; what is on which device decides.
+C++ serves tensors on CPUs, Triton those on GPUs; what is on which device decides. Ops are defined
+without `torch.library.custom_op`, whose wrapper costs 30 us a call: more than some kernels take.
 """
 
 from collections.abc import Callable
@@ -12,69 +13,8 @@ from torch import Tensor
 
 from lightconv_mt.ops import native
 
-
-@torch.library.custom_op("lightconv_mt::lightconv", mutates_args=(), device_types="cpu")
-def lightconv_kernel(
-    x: Tensor, weight: Tensor, padding_left: int, normalize: bool, dropout: float, seed: int
-) -> Tensor:
-    """See `ops.lightconv`."""
-    return native.lightconv_native(
-        x, weight, padding_left=padding_left, normalize=normalize, dropout=dropout, seed=seed
-    )
-
-
-@torch.library.custom_op("lightconv_mt::lightconv_backward", mutates_args=(), device_types="cpu")
-def lightconv_backward_kernel(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    padding_left: int,
-    normalize: bool,
-    dropout: float,
-    seed: int,
-) -> tuple[Tensor, Tensor]:
-    """Gradients for x and weight."""
-    return native.lightconv_native_backward(
-        grad_y,
-        x,
-        weight,
-        padding_left=padding_left,
-        normalize=normalize,
-        dropout=dropout,
-        seed=seed,
-    )
-
-
-@torch.library.custom_op("lightconv_mt::dynamicconv", mutates_args=(), device_types="cpu")
-def dynamicconv_kernel(
-    x: Tensor, weight: Tensor, padding_left: int, normalize: bool, dropout: float, seed: int
-) -> Tensor:
-    """See `ops.dynamicconv`."""
-    return native.dynamicconv_native(
-        x, weight, padding_left=padding_left, normalize=normalize, dropout=dropout, seed=seed
-    )
-
-
-@torch.library.custom_op("lightconv_mt::dynamicconv_backward", mutates_args=(), device_types="cpu")
-def dynamicconv_backward_kernel(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    padding_left: int,
-    normalize: bool,
-    dropout: float,
-    seed: int,
-) -> tuple[Tensor, Tensor]:
-    """Gradients for x and weight."""
-    return native.dynamicconv_native_backward(
-        grad_y,
-        x,
-        weight,
-        padding_left=padding_left,
-        normalize=normalize,
-        dropout=dropout,
-        seed=seed,
-    )
+_OPTIONS = "int padding_left, bool normalize, float dropout, int seed"
+_STEP = "Tensor x, Tensor(a!) ring, Tensor position, Tensor weight, *, bool normalize"
 
 
 def _triton(module: str, name: str) -> Callable[..., Any]:
@@ -98,7 +38,24 @@ def _by_position(function: Callable[..., Any], tensors: int) -> Callable[..., An
     return positional
 
 
-def _shape(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+def _register(
+    name: str,
+    signature: str,
+    *,
+    cpu: Callable[..., Any],
+    cuda: Callable[..., Any],
+    shapes: Callable[..., Any],
+) -> Any:
+    """Define an op, with its function for either device and its shapes alone for tracing."""
+    qualified = f"lightconv_mt::{name}"
+    torch.library.define(qualified, signature)
+    torch.library.impl(qualified, "cpu", cpu)
+    torch.library.impl(qualified, "cuda", cuda)
+    torch.library.register_fake(qualified, shapes)
+    return getattr(torch.ops.lightconv_mt, name).default
+
+
+def _shape(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
@@ -111,40 +68,48 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, weight)
 
 
-for _kind, _forward, _backward in (
-    ("lightconv", lightconv_kernel, lightconv_backward_kernel),
-    ("dynamicconv", dynamicconv_kernel, dynamicconv_backward_kernel),
-):
-
-    def _differentiate(
-        ctx: Any, grad_y: Tensor, backward: Any = _backward
-    ) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        return *backward(grad_y, x, weight, *ctx.options), *[None] * len(ctx.options)
-
-    _forward.register_fake(_shape)
-    _backward.register_fake(_gradient_shapes)
-    _forward.register_kernel("cuda")(_by_position(_triton(_kind, f"{_kind}_triton"), 2))
-    _backward.register_kernel("cuda")(_by_position(_triton(_kind, f"{_kind}_triton_backward"), 3))
-    _forward.register_autograd(_differentiate, setup_context=_remember)
-
-
-def _step_shape(x: Tensor, *_: Any, normalize: bool) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-# Defined without `custom_op`, whose wrapper costs 30 us a call: ten times a step of one row.
-for _name, _step in (
-    ("lightconv_step", native.lightconv_step_native),
-    ("dynamicconv_step", native.dynamicconv_step_native),
-):
-    torch.library.define(
-        f"lightconv_mt::{_name}",
-        "(Tensor x, Tensor(a!) ring, Tensor position, Tensor weight, *, bool normalize) -> Tensor",
+def _register_convolution(
+    kind: str, forward: Callable[..., Any], backward: Callable[..., Any]
+) -> tuple[Any, Any]:
+    """Define a convolution and its gradients, given their functions for CPUs."""
+    op = _register(
+        kind,
+        f"(Tensor x, Tensor weight, {_OPTIONS}) -> Tensor",
+        cpu=_by_position(forward, 2),
+        cuda=_by_position(_triton(kind, f"{kind}_triton"), 2),
+        shapes=_shape,
     )
-    torch.library.impl(f"lightconv_mt::{_name}", "cpu", _step)
-    torch.library.impl(f"lightconv_mt::{_name}", "cuda", _triton("step", f"{_name}_triton"))
-    torch.library.register_fake(f"lightconv_mt::{_name}", _step_shape)
+    gradients = _register(
+        f"{kind}_backward",
+        f"(Tensor grad_y, Tensor x, Tensor weight, {_OPTIONS}) -> (Tensor, Tensor)",
+        cpu=_by_position(backward, 3),
+        cuda=_by_position(_triton(kind, f"{kind}_triton_backward"), 3),
+        shapes=_gradient_shapes,
+    )
 
-lightconv_step_kernel = torch.ops.lightconv_mt.lightconv_step.default
-dynamicconv_step_kernel = torch.ops.lightconv_mt.dynamicconv_step.default
+    def differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        return *gradients(grad_y, *ctx.saved_tensors, *ctx.options), *[None] * len(ctx.options)
+
+    torch.library.register_autograd(f"lightconv_mt::{kind}", differentiate, setup_context=_remember)
+    return op, gradients
+
+
+def _register_step(kind: str, function: Callable[..., Any]) -> Any:
+    """Define the one-step form of a convolution, given its function for CPUs."""
+    return _register(
+        f"{kind}_step",
+        f"({_STEP}) -> Tensor",
+        cpu=function,
+        cuda=_triton("step", f"{kind}_step_triton"),
+        shapes=_shape,
+    )
+
+
+lightconv_kernel, lightconv_backward_kernel = _register_convolution(
+    "lightconv", native.lightconv_native, native.lightconv_native_backward
+)
+dynamicconv_kernel, dynamicconv_backward_kernel = _register_convolution(
+    "dynamicconv", native.dynamicconv_native, native.dynamicconv_native_backward
+)
+lightconv_step_kernel = _register_step("lightconv", native.lightconv_step_native)
+dynamicconv_step_kernel = _register_step("dynamicconv", native.dynamicconv_step_native)

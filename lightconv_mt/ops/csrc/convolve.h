@@ -41,8 +41,8 @@ struct TapLayout {
   i64 step, row_step, time_step, origin;
 };
 
-// Memory the next task will want, as first row and distance of rows: it is fetched into the cache
-// next to the core bit by bit, while this task computes.
+// Memory the next block will want, as first row and distance of rows: it is fetched into the cache
+// next to the core bit by bit, while this block computes.
 template <class S>
 struct Ahead {
   const S* rows[3];

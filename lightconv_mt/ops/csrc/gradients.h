@@ -78,6 +78,7 @@ void multiply_pairs(const A* input, const A* gradient, i64 stride, i64 rows, i64
 #pragma GCC unroll 16
         for (int n = 0; n < N; ++n) {
           Vec<A> value = load(x + n * stride);
+          LCMT_REGISTER(value);  // used T times: as operands of multiply-adds it would be T loads
 #pragma GCC unroll 2
           for (int q = 0; q < T; ++q) sums[q * N + n] += held[q] * value;
         }

@@ -108,6 +108,15 @@ struct Convolution {
     return taps;
   }
 
+  // From the first channel of a block, at row 0, to the rows that the block after it meets first;
+  // a stretch meets those up to `reach` rows beyond it, of which the one before it met some.
+  i64 next_block(const Task& task, i64 channel, i64 lanes, i64 batch_stride, i64 time_stride,
+                 i64 reach) const {
+    if (channel + lanes < call.channels)
+      return lanes + (task.begin ? task.begin + reach : 0) * time_stride;
+    return (task.end < call.time ? (task.end + reach) * time_stride : batch_stride) - channel;
+  }
+
   void forward() const {
     for_each_task(call, kStretch, [&](const Task& task) {
       const i64 begin = std::max<i64>(task.begin - lead, 0);
@@ -124,9 +133,13 @@ struct Convolution {
           const S* x =
               static_cast<const S*>(call.x) + task.sentence * call.x_batch_stride + channel;
           S* y = static_cast<S*>(call.y) + task.sentence * call.time * call.channels + channel;
-          const i64 next = task.end + lag;
-          const Ahead<S> ahead = {{x + next * call.x_time_stride, y + task.end * call.channels},
-                                  {call.x_time_stride, call.channels}, far ? 2 : 0};
+          const i64 lanes = (vectors - 1) * W + last;
+          const i64 next_x = next_block(task, channel, lanes, call.x_batch_stride,
+                                        call.x_time_stride, lag);
+          const i64 next_y = next_block(task, channel, lanes, call.time * call.channels,
+                                        call.channels, 0);
+          const Ahead<S> ahead = {
+              {x + next_x, y + next_y}, {call.x_time_stride, call.channels}, far ? 2 : 0};
           if constexpr (std::is_same_v<S, A>)
             if (last == W) {  // whole vectors of the right type are read where they are
               convolve(vectors, x, call.x_time_stride, lead, call.time, call.width, task.begin,
@@ -186,10 +199,16 @@ struct Convolution {
       const S* x_rows =
           static_cast<const S*>(call.x) + task.sentence * call.x_batch_stride + channel;
       S* grad_x = static_cast<S*>(call.grad_x) + task.sentence * time * call.channels + channel;
-      const Ahead<S> ahead = {{grad_y + (task.end + lead) * call.grad_y_time_stride,
-                               x_rows + (task.end + lag) * call.x_time_stride,
-                               grad_x + task.end * call.channels},
-                              {call.grad_y_time_stride, call.x_time_stride, call.channels}, far ? 3 : 0};
+      const i64 lanes = (vectors - 1) * W + last;
+      const i64 next_dy = next_block(task, channel, lanes, call.grad_y_batch_stride,
+                                     call.grad_y_time_stride, lead);
+      const i64 next_x =
+          next_block(task, channel, lanes, call.x_batch_stride, call.x_time_stride, lag);
+      const i64 next_grad_x =
+          next_block(task, channel, lanes, time * call.channels, call.channels, 0);
+      const Ahead<S> ahead = {{grad_y + next_dy, x_rows + next_x, grad_x + next_grad_x},
+                              {call.grad_y_time_stride, call.x_time_stride, call.channels},
+                              far ? 3 : 0};
       pack(grad_y, call.grad_y_time_stride, time, dy_begin, dy_end, vectors, last, dy);
       convolve(vectors, dy - dy_begin * stride, stride, lag, time, call.width, task.begin,
                task.end, layout, grad_x, call.channels, last, ahead);

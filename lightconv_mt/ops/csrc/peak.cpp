@@ -1,13 +1,6 @@
 // What this machine can do at best, for benchmarks: multiply-adds from registers, copies in cache.
 #include "vector.h"
 
-// A value the compiler may not reason about, in a vector register.
-#ifdef __aarch64__
-#define LCMT_OPAQUE(value) asm volatile("" : "+w"(value))
-#else
-#define LCMT_OPAQUE(value) asm volatile("" : "+v"(value))
-#endif
-
 extern "C" {
 // Multiply-adds of `rounds` rounds over 12 vectors; returns how many floating-point operations.
 double lcmt_peak(i64 rounds, float* out) {
@@ -17,7 +10,7 @@ double lcmt_peak(i64 rounds, float* out) {
   for (i64 round = 0; round < rounds; ++round) {
 #pragma GCC unroll 12
     for (int v = 0; v < 12; ++v) sums[v] = sums[v] * a + b;
-    LCMT_OPAQUE(a);
+    LCMT_REGISTER(a);
   }
   Vec<float> total = {};
   for (int v = 0; v < 12; ++v) total += sums[v];

@@ -15,24 +15,39 @@ struct StepCall {
   i64 normalize, threads, type, wide_weight, dynamic;
 };
 
-constexpr i64 kSlotsAtOnce = 8;            // side by side through all channels: as many streams
 constexpr i64 kWorthThreads = 256 * 1024;  // bytes read; a fork costs as much as reading these
 
-// sums += tap[s] * slots[s] for s in [0, count), V vectors of which the last has `last` lanes.
-template <class S, class A, int V>
-inline void add_slots(const S* slots, i64 stride, const A* tap, i64 count, int last, A* sums) {
+// One position of V vectors of channels, the last of `lanes` lanes, WHOLE if that is all:
+// y = tap[slots] * x + the sum of tap[s] * ring[(oldest + s) % slots]; then x takes the oldest slot.
+template <class S, class A, int V, bool WHOLE>
+inline void step_block(const S* x, S* ring, i64 stride, i64 slots, i64 oldest, const A* tap,
+                       int lanes, S* y) {
   constexpr int W = Lanes<A>::count;
-  Vec<A> held[V];
+  auto vector = [&](const S* row, int v) {
+    return WHOLE || v < V - 1 ? load(row + v * W) : load_part(row + v * W, lanes, A(0));
+  };
+  Vec<A> sums[2][V];  // of even and odd slots: a single sum would wait for itself
 #pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) held[v] = load(sums + v * W);
-  for (i64 s = 0; s < count; ++s, slots += stride) {
+  for (int v = 0; v < V; ++v) sums[0][v] = vector(x, v) * tap[slots], sums[1][v] = Vec<A>{};
+  auto sweep = [&](const S* row, const A* weight, i64 count) {
+    i64 s = 0;
+    for (; s + 2 <= count; s += 2, row += 2 * stride)
+#pragma GCC unroll 2
+      for (int odd = 0; odd < 2; ++odd)
 #pragma GCC unroll 4
-    for (int v = 0; v < V - 1; ++v) held[v] += load(slots + v * W) * tap[s];
-    const S* end = slots + (V - 1) * W;
-    held[V - 1] += (last == W ? load(end) : load_part(end, last, A(0))) * tap[s];
+        for (int v = 0; v < V; ++v) sums[odd][v] += vector(row + odd * stride, v) * weight[s + odd];
+    if (s < count)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sums[0][v] += vector(row, v) * weight[s];
+  };
+  sweep(ring + oldest * stride, tap, slots - oldest);
+  sweep(ring, tap + slots - oldest, oldest);
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) {
+    Vec<A> sum = sums[0][v] + sums[1][v];
+    WHOLE || v < V - 1 ? store(y + v * W, sum) : store_part(y + v * W, sum, lanes);
   }
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) store(sums + v * W, held[v]);
+  if (slots) std::memcpy(ring + oldest * stride, x, ((V - 1) * W + lanes) * sizeof(S));
 }
 
 template <class S>
@@ -42,7 +57,7 @@ struct Step {
 
   const StepCall& call;
   const i64 slots = call.width - 1, share = call.channels / call.heads;
-  const i64 tap_stride = round_up(call.width, W), sum_stride = round_up(share, W);
+  const i64 tap_stride = tap_stride_of<A>(call.width);
 
   // Taps of one position, or LightConv's, (H, tap_stride).
   A* taps_of(i64 position) const {
@@ -57,46 +72,29 @@ struct Step {
     return taps;
   }
 
-  // Add slots [begin, end), whose taps begin at `tap` in each head's row.
-  void add(const S* from, i64 count, const A* taps, A* sums) const {
-    for (i64 head = 0; head < call.heads; ++head, taps += tap_stride, sums += sum_stride)
-      for (i64 at = 0; at < share; at += most * W) {
-        const i64 lanes = std::min(most * W, share - at), vectors = (lanes + W - 1) / W;
-        const int last = int(lanes - (vectors - 1) * W);
-        const S* source = from + head * share + at;
-        switch (vectors) {
-          case 1: add_slots<S, A, 1>(source, call.channels, taps, count, last, sums + at); break;
-          case 2: add_slots<S, A, 2>(source, call.channels, taps, count, last, sums + at); break;
-          case 3: add_slots<S, A, 3>(source, call.channels, taps, count, last, sums + at); break;
-          case 4: add_slots<S, A, 4>(source, call.channels, taps, count, last, sums + at); break;
-        }
-      }
-  }
-
   void position(i64 row, i64 time, const A* taps) const {
     const S* x = static_cast<const S*>(call.x) + row * call.x_row_stride + time * call.x_time_stride;
     S* ring = static_cast<S*>(call.ring) + row * slots * call.channels;
     S* y = static_cast<S*>(call.y) + (row * call.time + time) * call.channels;
-    A* sums = scratch(kSums).get<A>(call.heads * sum_stride);
-    std::fill(sums, sums + call.heads * sum_stride, A(0));
-    if (slots) {
-      // The oldest input is where the new one goes; from there on slots are in order of age.
-      i64 oldest = (call.position[row] + time) % slots;
-      oldest += oldest < 0 ? slots : 0;
-      for (i64 slot = 0; slot < slots;) {
-        const i64 end = std::min(slot + kSlotsAtOnce, slot < oldest ? oldest : slots);
-        const i64 tap = slot < oldest ? slot - oldest + slots : slot - oldest;
-        add(ring + slot * call.channels, end - slot, taps + tap, sums);
-        slot = end;
+    // The oldest input is where the new one goes; from there on slots are in order of age.
+    i64 oldest = slots ? (call.position[row] + time) % slots : 0;
+    oldest += oldest < 0 ? slots : 0;
+    for (i64 head = 0; head < call.heads; ++head, taps += tap_stride)
+      for (i64 at = 0; at < share; at += most * W) {
+        const i64 channel = head * share + at, left = std::min(most * W, share - at);
+        const int vectors = int((left + W - 1) / W), lanes = int(left - (vectors - 1) * W);
+        auto block = [&]<int V>(std::integral_constant<int, V>) {
+          auto function = lanes == W ? &step_block<S, A, V, true> : &step_block<S, A, V, false>;
+          function(x + channel, ring + channel, call.channels, slots, oldest, taps, lanes,
+                   y + channel);
+        };
+        switch (vectors) {
+          case 1: block(std::integral_constant<int, 1>{}); break;
+          case 2: block(std::integral_constant<int, 2>{}); break;
+          case 3: block(std::integral_constant<int, 3>{}); break;
+          case 4: block(std::integral_constant<int, 4>{}); break;
+        }
       }
-      std::copy(x, x + call.channels, ring + oldest * call.channels);
-    }
-    add(x, 1, taps + slots, sums);
-    for (i64 head = 0; head < call.heads; ++head, sums += sum_stride, y += share) {
-      i64 at = 0;
-      for (; at + W <= share; at += W) store(y + at, load(sums + at));
-      if (at < share) store_part(y + at, load(sums + at), int(share - at));
-    }
   }
 
   void run() const {

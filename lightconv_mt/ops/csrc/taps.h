@@ -25,7 +25,7 @@ struct Scratch {
   }
 };
 
-enum Slot { kInput, kGradient, kTaps, kSoftmax, kWeightGradient, kSums, kSlots };
+enum Slot { kInput, kGradient, kTaps, kSoftmax, kWeightGradient, kSlots };
 inline Scratch& scratch(Slot slot) {
   thread_local Scratch slots[kSlots];
   return slots[slot];
@@ -75,7 +75,7 @@ struct RowBatch {
     return first + (FULL ? index : std::min(index, rows - 1));
   }
   i64 parts() const { return PARTS ? PARTS : (width + W - 1) / W; }
-  int lanes(i64 part) const { return int(std::min<i64>(width - part * W, W)); }
+  int lanes(i64 part) const { return part + 1 < parts() ? W : int(width - part * W); }
 
   // Elements of one part of rows v, v + L, ..., `fill` beyond the width.
   template <class S>
@@ -101,9 +101,17 @@ struct RowBatch {
       store_lanes(to + row(v, group) * stride + part * W, value, group * L, n);
   }
 
+  // Ask for the rows that lie behind these, which the next head will want.
+  template <class S>
+  void prefetch_next(const S* from, i64 stride, int v) const {
+    for (int group = 0; group < G; ++group)
+      for (i64 at = width; at < 2 * width + 64 / i64(sizeof(S)); at += 64 / i64(sizeof(S)))
+        __builtin_prefetch(from + row(v, group) * stride + at);
+  }
+
   // One number a row, from the lane where `reduce_each` leaves it, to all lanes of the row.
   static Vec<A> spread(const A* numbers, int v) {
-    Vec<A> value = Vec<A>{} + numbers[v];
+    Vec<A> value = numbers[v] - Vec<A>{};
     if constexpr (G > 1) {
       A lanes[W];
 #pragma GCC unroll 16
@@ -152,6 +160,7 @@ void normalize_rows(bool normalize, i64 width, const S* raw, i64 raw_stride, i64
     A numbers[batch.W];
 #pragma GCC unroll 16
     for (int v = 0; v < L; ++v) {
+      batch.prefetch_next(raw, raw_stride, v);
       tops[v] = batch.load_rows(raw, raw_stride, v, 0, lowest);
       for (i64 part = 1; part < batch.parts(); ++part)
         tops[v] = larger(tops[v], batch.load_rows(raw, raw_stride, v, part, lowest));
@@ -183,26 +192,32 @@ template <class S, class A>
 void taps_backward(bool normalize, i64 width, const A* products, i64 product_stride, const A* taps,
                    const A* softmax, i64 stride, i64 rows, S* out, i64 out_stride) {
   for_each_batch<A>(rows, width, [&]<int L, int P, bool F>(const RowBatch<A, L, P, F>& batch) {
+    if (!normalize) {
+      for (int v = 0; v < L; ++v)
+        for (i64 part = 0; part < batch.parts(); ++part)
+          batch.store_rows(out, out_stride, v, part, batch.lanes(part),
+                           batch.load_rows(products, product_stride, v, part, A(0)));
+      return;
+    }
     Vec<A> sums[L];
     A numbers[batch.W];
-    if (normalize) {
-#pragma GCC unroll 16
-      for (int v = 0; v < L; ++v) {
-        sums[v] = Vec<A>{};
-        for (i64 part = 0; part < batch.parts(); ++part)
-          sums[v] += batch.load_rows(products, product_stride, v, part, A(0)) *
-                     batch.load_rows(taps, stride, v, part, A(0));
-      }
-      store(numbers, sum_each<A, L / 2>(sums));
+#pragma GCC unroll 2  // more would compute every row's addresses anew
+    for (int v = 0; v < L; ++v) {
+      batch.prefetch_next(out, out_stride, v);
+      sums[v] = Vec<A>{};
+      for (i64 part = 0; part < batch.parts(); ++part)
+        sums[v] += batch.load_rows(products, product_stride, v, part, A(0)) *
+                   batch.load_rows(taps, stride, v, part, A(0));
     }
-#pragma GCC unroll 16
-    for (int v = 0; v < L; ++v)
-      for (i64 part = 0; part < batch.parts(); ++part) {
-        Vec<A> value = batch.load_rows(products, product_stride, v, part, A(0));
-        if (normalize)
-          value = value * batch.load_rows(taps, stride, v, part, A(0)) -
-                  batch.load_rows(softmax, stride, v, part, A(0)) * batch.spread(numbers, v);
-        batch.store_rows(out, out_stride, v, part, batch.lanes(part), value);
-      }
+    store(numbers, sum_each<A, L / 2>(sums));
+#pragma GCC unroll 2
+    for (int v = 0; v < L; ++v) {
+      const Vec<A> sum = batch.spread(numbers, v);
+      for (i64 part = 0; part < batch.parts(); ++part)
+        batch.store_rows(out, out_stride, v, part, batch.lanes(part),
+                         batch.load_rows(products, product_stride, v, part, A(0)) *
+                                 batch.load_rows(taps, stride, v, part, A(0)) -
+                             batch.load_rows(softmax, stride, v, part, A(0)) * sum);
+    }
   });
 }

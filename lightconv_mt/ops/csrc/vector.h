@@ -51,6 +51,15 @@ using Vec = typename Lanes<A>::Vector;
 template <class A>
 using IntVec = typename Lanes<A>::Integer;
 
+// Keeps a value in a vector register, and the compiler from knowing what it is.
+#if defined(__aarch64__)
+#define LCMT_REGISTER(value) asm("" : "+w"(value))
+#elif defined(__x86_64__)
+#define LCMT_REGISTER(value) asm("" : "+v"(value))
+#else
+#define LCMT_REGISTER(value)
+#endif
+
 template <class S>
 struct Accumulator {
   using type = float;
@@ -269,17 +278,18 @@ inline Vec<A> pick_lanes(Vec<A> a, Vec<A> b, std::integer_sequence<int, INDEX...
 }
 #endif
 
-// Lane at which group `lane / SPAN` of the result finds its element: of the first vector's group
-// for even groups, of the second's for odd ones; HIGH takes the upper half of the source groups.
-template <int COUNT, int SPAN, bool HIGH>
+// Lane at which group `lane / SPAN` of the result finds its element: of the first vector for even
+// groups, of the second for odd ones; of the same group (a blend, cheaper than a shuffle), or of
+// the OTHER one of each pair of groups.
+template <int COUNT, int SPAN, bool OTHER>
 constexpr int source_lane(int lane) {
-  int group = lane / SPAN, within = lane % SPAN;
-  return (group % 2 ? COUNT : 0) + group / 2 * 2 * SPAN + (HIGH ? SPAN : 0) + within;
+  bool odd = lane / SPAN % 2;
+  return (odd ? COUNT : 0) + lane + (!OTHER ? 0 : odd ? -SPAN : SPAN);
 }
-template <class A, int SPAN, bool HIGH, int... LANE>
+template <class A, int SPAN, bool OTHER, int... LANE>
 inline Vec<A> halves(Vec<A> a, Vec<A> b, std::integer_sequence<int, LANE...>) {
   constexpr int W = Lanes<A>::count;
-  return pick_lanes<A>(a, b, std::integer_sequence<int, source_lane<W, SPAN, HIGH>(LANE)...>{});
+  return pick_lanes<A>(a, b, std::integer_sequence<int, source_lane<W, SPAN, OTHER>(LANE)...>{});
 }
 
 // Of each group of 2 * SPAN lanes of each of 2 * SPAN vectors, all lanes reduced to one: that of
