@@ -347,7 +347,8 @@ def test_a_long_run_needs_no_more_memory_or_files_with_time(
         time.sleep(0.05)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     early, late = (max(pages for pages, _ in part) for part in halves(seen[len(seen) // 5 :]))
-    files = [max(count for _, count in part) for part in halves(seen)]
+    # The middle one: a look may fall into the write of a checkpoint, which opens one more.
+    files = [sorted(count for _, count in part)[len(part) // 2] for part in halves(seen)]
     figure(
         f"a run of {steps:,} steps",
         f"memory grows by {late / early - 1:.1%} from the first half to the second, "
@@ -355,7 +356,7 @@ def test_a_long_run_needs_no_more_memory_or_files_with_time(
     )
     assert len(seen) > 50
     assert late < 1.05 * early
-    assert files[1] <= files[0]
+    assert files[0] == files[1]
 
 
 def halves(values: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
