@@ -223,7 +223,7 @@ def choose_device(config: RuntimeConfig) -> torch.device:
     """The device that `runtime.device` names.
 
     Raises:
-        ConfigError: when a GPU is asked for and there is none.
+        ConfigError: when a GPU is asked for and there is none, or fewer than processes.
     """
     gpu = torch.cuda.is_available()
     if config.device is Device.cuda and not gpu:
@@ -233,6 +233,11 @@ def choose_device(config: RuntimeConfig) -> torch.device:
         )
     if not gpu or config.device is Device.cpu:
         return torch.device("cpu")
+    if local_rank() >= torch.cuda.device_count():
+        raise ConfigError(
+            f"torchrun started process {local_rank()} on a machine of "
+            f"{torch.cuda.device_count()} GPUs; lower --nproc-per-node, or set runtime.device=cpu"
+        )
     return torch.device("cuda", local_rank())
 
 
