@@ -82,9 +82,14 @@ class Validator:
         return self.distributed.interleaved([translation.text for translation in found])
 
     def score(self, hypotheses: list[str]) -> Score:
-        """Detokenised BLEU with its signature."""
-        references = [[pair.tgt for pair in self.pairs]]
-        return score(hypotheses, references, metrics=["bleu"], tgt_lang=self.tgt_lang)[0]
+        """Detokenised BLEU with its signature, without case where the model has none."""
+        return score(
+            hypotheses,
+            [[pair.tgt for pair in self.pairs]],
+            metrics=["bleu"],
+            lowercase=self.translator.tokenizers.tgt.lowercase,
+            tgt_lang=self.tgt_lang,
+        )[0]
 
     def _figures(self) -> dict[str, Figure]:
         if not self.shown:

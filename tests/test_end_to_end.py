@@ -156,6 +156,15 @@ def test_a_toy_language_is_learned(
     assert list((Path(config.run_dir) / "tensorboard").iterdir())
 
 
+def test_a_model_without_case_is_validated_without_case(configure: Configure) -> None:
+    config = configure(tokenizer=TokenizerConfig(vocab_size=300, lowercase=True))
+    assert assemble.train(config) == 0
+    results = json.loads((Path(config.run_dir) / "bleu.json").read_text())
+    assert "case:lc" in results["average"]["signature"]
+    translator = assemble.load_translator(config.run_dir, "auto", config.runtime)
+    assert translator.tokenizers.src.encode("BA DE") == translator.tokenizers.src.encode("ba de")
+
+
 def test_one_line_in_is_one_line_out(configure: Configure, tmp_path: Path) -> None:
     config = configure(steps=2)
     assemble.train(config)

@@ -43,6 +43,7 @@ class TokenizerConfig:
     byte_fallback: bool = True
     character_coverage: float = 1.0
     normalization: str = "nmt_nfkc"
+    lowercase: bool = False  # of sources and targets; such a model is scored without case
     sample_sentences: int = 2_000_000  # that the vocabulary is learned from, drawn with `seed`
     seed: int = 1
     num_threads: int = 1  # unigram vocabularies depend on it, so it is pinned
@@ -86,17 +87,18 @@ TRAINED_IDS = SpecialIds(bos=0, pad=1, eos=2, unk=3)
 class Tokenizer:
     """One SentencePiece model; encoding adds neither BOS nor EOS."""
 
-    def __init__(self, model: bytes, *, name: str) -> None:
+    def __init__(self, model: bytes, *, name: str, lowercase: bool = False) -> None:
         """Load a serialised model.
 
         Args:
             model: the bytes of a .model file.
             name: what errors call it.
+            lowercase: whether text is lower-cased before it is encoded.
 
         Raises:
             DataError: when it is empty, broken or lacks BOS, EOS or the unknown piece.
         """
-        self.model = model
+        self.model, self.lowercase = model, lowercase
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
@@ -116,10 +118,10 @@ class Tokenizer:
                 )
 
     @classmethod
-    def load(cls, path: Path) -> "Tokenizer":
+    def load(cls, path: Path, *, lowercase: bool = False) -> "Tokenizer":
         """Read a .model file."""
         try:
-            return cls(path.read_bytes(), name=str(path))
+            return cls(path.read_bytes(), name=str(path), lowercase=lowercase)
         except OSError as error:
             raise DataError(
                 f"cannot read the SentencePiece model {path}: {error.strerror}"
@@ -145,8 +147,8 @@ class Tokenizer:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the model."""
-        return hashlib.sha256(self.model).hexdigest()
+        """sha256 of the model and of what happens before it."""
+        return hashlib.sha256(self.model + b"lowercase" * self.lowercase).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Ids of a sentence."""
@@ -154,7 +156,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of several sentences."""
-        encoded: list[list[int]] = self._processor.encode([_encodable(text) for text in texts])
+        cased = (text.lower() for text in texts) if self.lowercase else texts
+        encoded: list[list[int]] = self._processor.encode([_encodable(text) for text in cased])
         return encoded
 
     def encode_sampled(self, texts: Sequence[str], *, alpha: float, seed: int) -> list[list[int]]:
@@ -210,19 +213,19 @@ class TokenizerPair:
             temporary.replace(path)
 
     @classmethod
-    def load(cls, run_dir: Path) -> "TokenizerPair":
-        """Read what `save` wrote.
+    def load(cls, run_dir: Path, *, lowercase: bool) -> "TokenizerPair":
+        """Read what `save` wrote; `lowercase` as it was configured.
 
         Raises:
             CheckpointError: when a model is missing or broken.
         """
         try:
             if (run_dir / "tokenizer.model").exists():
-                both = Tokenizer.load(run_dir / "tokenizer.model")
+                both = Tokenizer.load(run_dir / "tokenizer.model", lowercase=lowercase)
                 return cls(both, both)
             return cls(
-                Tokenizer.load(run_dir / "tokenizer.src.model"),
-                Tokenizer.load(run_dir / "tokenizer.tgt.model"),
+                Tokenizer.load(run_dir / "tokenizer.src.model", lowercase=lowercase),
+                Tokenizer.load(run_dir / "tokenizer.tgt.model", lowercase=lowercase),
             )
         except DataError as error:
             raise CheckpointError(f"{run_dir} has no usable tokenizer: {error}") from error
@@ -233,10 +236,11 @@ def build_tokenizers(
 ) -> TokenizerPair:
     """Load the given models or train new ones on the sentences."""
     if config.src_model is not None:
-        src = Tokenizer.load(Path(config.src_model))
-        return TokenizerPair(
-            src, Tokenizer.load(Path(config.tgt_model)) if config.tgt_model else src
+        src, tgt = (
+            Tokenizer.load(Path(path or config.src_model), lowercase=config.lowercase)
+            for path in (config.src_model, config.tgt_model)
         )
+        return TokenizerPair(src, tgt)
     if config.vocabulary is Vocabulary.joint:
         both = train_tokenizer(config, chain(src_sentences, tgt_sentences))
         return TokenizerPair(both, both)
@@ -251,7 +255,11 @@ def train_tokenizer(config: TokenizerConfig, sentences: Iterable[str]) -> Tokeni
     Raises:
         DataError: when there is no text or too little for the asked vocabulary size.
     """
-    sample = _draw_sample(sentences, config.sample_sentences, config.seed)
+    sample = _draw_sample(
+        (text.lower() for text in sentences) if config.lowercase else sentences,
+        config.sample_sentences,
+        config.seed,
+    )
     if not sample:
         raise DataError("no text to learn a vocabulary from; check the training data")
     model = io.BytesIO()
@@ -278,7 +286,7 @@ def train_tokenizer(config: TokenizerConfig, sentences: Iterable[str]) -> Tokeni
             f"cannot learn {config.vocab_size} pieces from {len(sample)} sentences ({cause}); "
             f"{'raise' if 'smaller' in cause else 'lower'} tokenizer.vocab_size or give other text"
         ) from error
-    return Tokenizer(model.getvalue(), name="the new tokenizer")
+    return Tokenizer(model.getvalue(), name="the new tokenizer", lowercase=config.lowercase)
 
 
 def _draw_sample(sentences: Iterable[str], size: int, seed: int) -> list[str]:

@@ -79,7 +79,22 @@ def test_pairs_are_saved_and_loaded(tmp_path: Path) -> None:
         )
         assert pair.joint is (vocabulary is Vocabulary.joint)
         pair.save(folder)
-        assert TokenizerPair.load(folder).digest == pair.digest
+        assert TokenizerPair.load(folder, lowercase=False).digest == pair.digest
+
+
+def test_lowercase_text_is_encoded_without_case(tmp_path: Path) -> None:
+    config = TokenizerConfig(vocab_size=330, lowercase=True)
+    pair = build_tokenizers(config, TEXT, GERMAN)
+    shouted = [text.upper() for text in TEXT]
+    assert pair.src.encode_batch(shouted) == pair.src.encode_batch(TEXT)
+    assert [pair.src.decode(ids) for ids in pair.src.encode_batch(shouted)] == [
+        text.lower() for text in TEXT
+    ]
+    # German keeps its sharp s, which case folding would not.
+    assert pair.tgt.decode(pair.tgt.encode("Weiß")) == "weiß"
+    pair.save(tmp_path)
+    assert TokenizerPair.load(tmp_path, lowercase=True).digest == pair.digest
+    assert TokenizerPair.load(tmp_path, lowercase=False).digest != pair.digest
 
 
 def test_a_given_model_without_padding_gets_one(tmp_path: Path) -> None:
@@ -106,7 +121,7 @@ def test_broken_models_are_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(DataError, match=r"tokenizer\.model is (no|an empty) SentencePiece model"):
         Tokenizer.load(path)
     with pytest.raises(CheckpointError, match="has no usable tokenizer"):
-        TokenizerPair.load(tmp_path)
+        TokenizerPair.load(tmp_path, lowercase=False)
 
 
 def test_a_truncated_model_never_passes_for_the_whole(tokenizer: Tokenizer) -> None:
