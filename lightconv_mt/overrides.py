@@ -17,7 +17,7 @@ from yaml import YAMLError
 from yaml.error import Mark, MarkedYAMLError
 
 from lightconv_mt.errors import ConfigError
-from lightconv_mt.overview import group_names
+from lightconv_mt.overview import group_names, option_names
 from lightconv_mt.typed import Registers, expected, suggest, types_at, unknown_key
 
 _REFUSED = re.compile(
@@ -62,6 +62,9 @@ def explain(error: Exception, root: type, *, registers: Registers) -> ConfigErro
             return _explain_syntax(error.override)
         case MissingConfigException(missing_cfg_file=str(file), options=[_, *_] as options):
             group, _, option = file.rpartition("/")
+            if file.startswith("experiment/"):
+                group, _, option = file.partition("/")
+                options = [*{*options, *option_names([files("lightconv_mt.configs")], group)}]
             return ConfigError(f"there is no {group}={option}; {suggest(option, options)}")
         case MarkedYAMLError(problem_mark=Mark() as mark):
             return ConfigError(f"{mark.name}, line {mark.line + 1}: {error.problem}")
