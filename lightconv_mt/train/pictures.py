@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lightconv_mt.data.batching import Batch
+from lightconv_mt.mixers.depthwise import DepthwiseMixer
 from lightconv_mt.mixers.dynamicconv import DynamicConvMixer
-from lightconv_mt.mixers.lightconv import LightConvMixer
 from lightconv_mt.model.layers import SourceAttention
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops.reference import normalized_taps
@@ -37,8 +37,8 @@ def draw_model(
     for side, pieces in (("encoder", src_pieces), ("decoder", tgt_pieces)):
         panels: list[tuple[Tensor, Sequence[str]]] = []
         for name, mixer in model.get_submodule(side).named_modules(prefix=side):
-            if isinstance(mixer, LightConvMixer):
-                taps = normalized_taps(mixer.kernel.detach(), normalize=mixer.config.normalize)
+            if isinstance(mixer, DepthwiseMixer):
+                taps = normalized_taps(mixer.kernel.detach(), normalize=mixer.normalize)
                 panels.append((taps, [f"head {head}" for head in range(len(taps))]))
             elif isinstance(mixer, DynamicConvMixer):
                 taps = normalized_taps(predicted[name], normalize=mixer.config.normalize)

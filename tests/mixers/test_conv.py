@@ -8,7 +8,7 @@ from lightconv_mt.mixers import MixerSlot
 from lightconv_mt.mixers.dynamicconv import DynamicConvConfig
 from lightconv_mt.mixers.lightconv import LightConvConfig
 
-SLOT = MixerSlot(layer=1, num_layers=2, causal=False, num_heads=4)
+SLOT = MixerSlot(layer=1, num_layers=2, causal=False, num_heads=4, ffn_dim=8)
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -32,7 +32,7 @@ def test_channels_of_a_head_share_its_kernel() -> None:
         LightConvConfig(encoder_kernel_sizes=[3], encoder_glu=False).build(dim=8, slot=SLOT).eval()
     )
     x = torch.randn(1, 5, 1).expand(1, 5, 8)
-    y = mixer.convolve(x).view(1, 5, 4, 2)
+    y = mixer.convolve(x, x, torch.ones(1, 5, dtype=torch.bool)).view(1, 5, 4, 2)
     torch.testing.assert_close(y[..., 0], y[..., 1])
     assert not torch.allclose(y[..., 0, 0], y[..., 1, 0])
 
@@ -42,7 +42,9 @@ def test_slot_chooses_width_and_side() -> None:
         encoder_kernel_sizes=[3, 7], decoder_kernel_sizes=[5], decoder_conv_dim=16
     )
     encoder = config.build(dim=8, slot=SLOT)
-    decoder = config.build(dim=8, slot=MixerSlot(layer=0, num_layers=3, causal=True, num_heads=2))
+    decoder = config.build(
+        dim=8, slot=MixerSlot(layer=0, num_layers=3, causal=True, num_heads=2, ffn_dim=8)
+    )
     assert (encoder.kernel_size, encoder.padding_left, encoder.conv_dim) == (7, 3, 8)
     assert (decoder.kernel_size, decoder.padding_left, decoder.conv_dim) == (5, 4, 16)
 
