@@ -49,6 +49,8 @@ from lightconv_mt.validation import Validator
 
 logger = logging.getLogger(__name__)
 
+LONGEST_SOURCE = 1024  # tokens, of models that were trained on whole sources
+
 DTYPES = {
     Precision.fp32: torch.float32,
     Precision.bf16: torch.bfloat16,
@@ -98,7 +100,13 @@ def _train(
     )
     sharded = config.runtime.parallel is Parallel.fsdp and not distributed.is_alone
     measured = copy.deepcopy(model) if sharded else model
-    translator = Translator(measured, tokenizers, device=device, precision=precision)
+    translator = Translator(
+        measured,
+        tokenizers,
+        device=device,
+        precision=precision,
+        max_source_tokens=_source_limit(config),
+    )
     held_out = list(read_source(config.data.valid, config.data))
     if not held_out:
         raise DataError("data.valid has no sentence pair; give some, training is judged by them")
@@ -256,7 +264,7 @@ def build_model(
 
 
 def load_translator(
-    run_dir: str, checkpoint: str, runtime: RuntimeConfig, max_source_tokens: int = 1024
+    run_dir: str, checkpoint: str, runtime: RuntimeConfig, max_source_tokens: int | None = None
 ) -> Translator:
     """Open a run folder for translation.
 
@@ -264,7 +272,7 @@ def load_translator(
         run_dir: of a training run.
         checkpoint: auto (average, else best, else last), average, best, last, or a step.
         runtime: where and how precisely to compute.
-        max_source_tokens: longer sources are cut.
+        max_source_tokens: longer sources are cut; None cuts them as in training, or at 1,024.
 
     Raises:
         CheckpointError: when there is no such checkpoint or it is damaged.
@@ -281,8 +289,14 @@ def load_translator(
         tokenizers,
         device=device,
         precision=precision,
-        max_source_tokens=max_source_tokens,
+        max_source_tokens=max_source_tokens or _source_limit(config),
     )
+
+
+def _source_limit(config: TrainRunConfig) -> int:
+    """Tokens of a source, EOS included, that the run's model is given."""
+    kept = config.batch.truncate_source
+    return LONGEST_SOURCE if kept is None else kept + 1
 
 
 def _tokenizers(run_dir: Path, config: TrainRunConfig) -> TokenizerPair:

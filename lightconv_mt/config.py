@@ -133,7 +133,9 @@ class TranslateConfig:
     checkpoint: str = "auto"  # auto (average, else best, else last), average, best, last, or a step
     nbest_format: NbestFormat = NbestFormat.text
     max_tokens: int = 4096  # of a batch, padding included
-    max_source_tokens: int = 1024  # longer lines are cut, and counted
+    # Longer lines are cut, and counted. None: where batch.truncate_source cut them in training,
+    # or at 1024.
+    max_source_tokens: int | None = None
     chunk_lines: int = 1000  # read, sorted by length and translated together
     decode: DecodeConfig
     runtime: RuntimeConfig
@@ -141,7 +143,8 @@ class TranslateConfig:
     def __post_init__(self) -> None:
         _check_run_dir(self.run_dir)
         _check_checkpoint(self.checkpoint)
-        _check_positive(self, "max_tokens", "max_source_tokens", "chunk_lines")
+        _check_positive(self, "max_tokens", "chunk_lines")
+        _check_source_tokens(self)
         if self.nbest_format is NbestFormat.text and self.decode.nbest > 1:
             raise ConfigError(
                 f"decode.nbest is {self.decode.nbest}, but text has one line for each input; "
@@ -170,13 +173,14 @@ class EvalConfig:
     json: str | None = None  # writes the scores
     checkpoint: str = "auto"
     max_tokens: int = 4096
-    max_source_tokens: int = 1024
+    max_source_tokens: int | None = None
     decode: DecodeConfig
     runtime: RuntimeConfig
 
     def __post_init__(self) -> None:
         _check_checkpoint(self.checkpoint)
-        _check_positive(self, "max_tokens", "max_source_tokens")
+        _check_positive(self, "max_tokens")
+        _check_source_tokens(self)
         if self.run_dir is None and self.hyp is None:
             raise ConfigError(
                 "nothing to score; give run_dir=RUN (a run folder) or hyp=FILE (translations)"
@@ -252,3 +256,11 @@ def _check_positive(config: TranslateConfig | EvalConfig, *keys: str) -> None:
     for key in keys:
         if getattr(config, key) < 1:
             raise ConfigError(f"{key} is {getattr(config, key)}; give 1 or more")
+
+
+def _check_source_tokens(config: TranslateConfig | EvalConfig) -> None:
+    limit = config.max_source_tokens
+    if limit is not None and limit < 2:
+        raise ConfigError(
+            f"max_source_tokens is {limit}; give 2 or more, of which EOS is one, or null"
+        )
