@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from lightconv_mt.errors import ConfigError
+from lightconv_mt.errors import ConfigError, suggest
 from lightconv_mt.overrides import explain, quote_text
 from lightconv_mt.overview import help_text
 from lightconv_mt.typed import Registers
@@ -107,12 +107,16 @@ def _keep_used_mixers(model: Plain, overrides: list[str]) -> None:
     """Leave in `model.mixers`, where every mixer's values are, those that a mixed stack names.
 
     Raises:
-        ConfigError: when an override gives values to one that is not in use.
+        ConfigError: when there is no such mixer, or an override gives values to one not in use.
     """
     used = set()
     for side in ("encoder", "decoder"):
-        own = model[f"{side}_mixer"] or model["mixer"]
-        used |= set(model[f"{side}_mixers"] or ()) - {own["name"]}
+        own = (model[f"{side}_mixer"] or model["mixer"])["name"]
+        for name in model[f"{side}_mixers"] or ():
+            if name not in {own, *model["mixers"]}:
+                known = suggest(name, {own, *model["mixers"]})
+                raise ConfigError(f"model.{side}_mixers has {name!r}; {known}")
+            used |= {name} - {own}
     model["mixers"] = {name: each for name, each in model["mixers"].items() if name in used}
     for word in overrides:
         match = re.match(r"\+{0,2}model\.mixers\.(\w+)\.", word)

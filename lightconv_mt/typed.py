@@ -209,7 +209,13 @@ def _children(kind: Any, name: str, registers: Registers) -> list[Any]:
     """Annotations that `kind.name` may have."""
     kind = without_none(kind)
     if get_origin(kind) is dict:
-        return [get_args(kind)[1]]
+        item = get_args(kind)[1]
+        named = [
+            register[name]
+            for base, register in registers.values()
+            if item is base and name in register
+        ]
+        return named or [item]
     hints = map(get_type_hints, _variants(kind, registers))
     return [hint[name] for hint in hints if name in hint]
 

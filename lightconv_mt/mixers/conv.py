@@ -44,7 +44,10 @@ class ConvConfig(MixerConfig):
 
 
 class ConvMixer(TokenMixer):
-    """One convolution of C to C channels and nothing around it: K C^2 weights and a bias."""
+    """One convolution of C to C channels, with no projections around it.
+
+    Cost: K C^2 + C parameters, K C^2 multiply-adds a token.
+    """
 
     def __init__(self, config: ConvConfig, *, dim: int, slot: MixerSlot) -> None:
         """Build with Xavier weights and zero bias."""

@@ -27,7 +27,10 @@ class DepthwiseConfig(ConvBlockConfig):
 
 
 class DepthwiseMixer(ConvBlock):
-    """Every position meets the same (H, K) kernels; channel c uses head c // (C / H)."""
+    """Every position meets the same (H, K) kernels; channel c uses head c // (C / H).
+
+    Cost: H K parameters and C K multiply-adds a token beside the projections of `ConvBlock`.
+    """
 
     normalize = False
 

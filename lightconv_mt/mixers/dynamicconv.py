@@ -42,7 +42,11 @@ class DynamicConvConfig(ConvBlockConfig):
 
 
 class DynamicConvMixer(ConvBlock):
-    """Each position's (H, K) kernels are a linear function of what is convolved there."""
+    """Each position's (H, K) kernels are a linear function of what is convolved there.
+
+    Cost: C H K parameters and C H K + C K multiply-adds a token beside the projections of
+    `ConvBlock`.
+    """
 
     def __init__(self, config: DynamicConvConfig, *, dim: int, slot: MixerSlot) -> None:
         """Build with the kernel predictor at nn.Linear's own initialisation, as fairseq's."""

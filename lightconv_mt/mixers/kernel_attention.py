@@ -37,6 +37,10 @@ class KernelAttentionMixer(ConvBlock):
     The mean, Chen et al.'s squeeze, runs over the sentence (encoder) or over what of it was read so
     far (decoder), so there each position has a mixture of its own.
 
+    Cost: with M kernels and S squeezed channels, M H K + C S + S + S M + M parameters; in the
+    decoder C S + S M + M H K + C K multiply-adds a token beside the projections of `ConvBlock`, in
+    the encoder the first three a sentence.
+
     Differs: the kernels W_m (H, K) are those of LightConv instead of full or depthwise ones, and
     have no bias; the temperature stays where it is instead of falling in the first epochs.
     """
