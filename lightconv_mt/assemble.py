@@ -107,6 +107,7 @@ def _train(
         precision=precision,
         max_source_tokens=_source_limit(config),
     )
+    assert config.data.valid is not None
     held_out = list(read_source(config.data.valid, config.data))
     if not held_out:
         raise DataError("data.valid has no sentence pair; give some, training is judged by them")

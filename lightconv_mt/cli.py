@@ -12,7 +12,17 @@ from lightconv_mt import __version__
 from lightconv_mt.errors import LcmtError
 
 # Command, named as its primary config -> class of its configuration.
-ROOTS = {"train": "TrainRunConfig", "translate": "TranslateConfig", "eval": "EvalConfig"}
+ROOTS = {
+    "prepare": "PrepareConfig",
+    "train": "TrainRunConfig",
+    "translate": "TranslateConfig",
+    "eval": "EvalConfig",
+}
+
+
+def prepare() -> int:
+    """Run `lcmt-prepare`; returns the exit code."""
+    return main("prepare", sys.argv[1:])
 
 
 def train() -> int:
@@ -34,7 +44,7 @@ def main(command: str, arguments: list[str]) -> int:
     """Run a command.
 
     Args:
-        command: train, translate or eval.
+        command: prepare, train, translate or eval.
         arguments: the words after its name on the command line.
 
     Returns:
@@ -69,6 +79,10 @@ def _compose_and_run(command: str, arguments: list[str]) -> int:
 def _run(command: str, plain: dict[str, Any]) -> int:
     from lightconv_mt import assemble, config
 
+    if command == "prepare":
+        from lightconv_mt.preparation import prepare_data
+
+        return prepare_data(config.to_typed(config.PrepareConfig, plain))
     if command == "train":
         return assemble.train(config.to_typed(config.TrainRunConfig, plain))
     if command == "translate":

@@ -116,10 +116,37 @@ class TrainRunConfig:
         _check_run_dir(self.run_dir)
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; give 0 or more")
+        if self.data.valid is None:
+            raise ConfigError("data.valid is null; training is judged by it, give files or a split")
         if self.model.tying is Tying.all and self.tokenizer.vocabulary is Vocabulary.separate:
             raise ConfigError(
                 "model.tying=all needs one vocabulary, but tokenizer.vocabulary is separate; "
                 "set model.tying=decoder or tokenizer.vocabulary=joint"
+            )
+
+
+@dataclass(kw_only=True)
+class PrepareConfig:
+    """`lcmt-prepare`: read a corpus once, clean it and keep it as text."""
+
+    out: str
+    data: CorpusConfig
+    hold_out_every: int | None = None  # of the kept training pairs, for validation; None: none
+    part_pairs: int = 200_000  # read between two savings; an interruption costs that many at most
+
+    def __post_init__(self) -> None:
+        if not self.out.strip():
+            raise ConfigError("out is empty; give a folder for the text, such as out=data/wmt16")
+        if self.part_pairs < 1:
+            raise ConfigError(f"part_pairs is {self.part_pairs}; give 1 or more")
+        if self.hold_out_every is not None and self.hold_out_every < 2:
+            raise ConfigError(
+                f"hold_out_every is {self.hold_out_every}; give 2 or more, or null to hold out none"
+            )
+        if (self.hold_out_every is None) == (self.data.valid is None):
+            raise ConfigError(
+                "validation data comes from data.valid or from hold_out_every; give one of them, "
+                "with hold_out_every=N set data.valid=null"
             )
 
 

@@ -96,6 +96,11 @@ def _explain_key(error: Exception, root: type, registers: Registers) -> ConfigEr
     several = re.search(r"Ambiguous value for argument '(?P<key>[^=]+)=", str(error))
     if several:
         return ConfigError(f"{several['key']} has several values; give one, or add --multirun")
+    unchosen = re.search(r"You must specify '(?P<group>[^']+)'", str(error))
+    if unchosen:
+        group = unchosen["group"]
+        options = ", ".join(option_names([files("lightconv_mt.configs")], group))
+        return ConfigError(f"no {group} is chosen; give {group}=NAME, one of {options}")
     word = _REFUSED.search(str(error))
     cause = next(
         (e for e in _chain(error) if isinstance(e, OmegaConfBaseException) and e.msg), None

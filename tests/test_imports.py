@@ -24,6 +24,7 @@ LEVELS = {
     "interop": 3,
     "typed": 3,
     "validation": 4,
+    "preparation": 4,
     "schemas": 4,
     "overview": 4,
     "overrides": 4,

@@ -87,7 +87,7 @@ class CorpusConfig:
     src_lang: str
     tgt_lang: str
     train: dict[str, SourceConfig]
-    valid: SourceConfig
+    valid: SourceConfig | None
     test: SourceConfig | None = None
     filter: FilterConfig = field(default_factory=FilterConfig)
     on_bad_utf8: BadUtf8 = BadUtf8.replace
@@ -153,7 +153,7 @@ class Corpus:
         seen: set[bytes] = set()
         for name, source in self.config.train.items():
             for pair in read_source(source, self.config):
-                rule = _broken_rule(pair, self.config.filter, seen)
+                rule = broken_rule(pair, self.config.filter, seen)
                 if rule is None:
                     self.report.kept[name] += 1
                     yield name, pair
@@ -317,8 +317,8 @@ def _column_number(value: str | None, default: int) -> int:
     return int(value)
 
 
-def _broken_rule(pair: SentencePair, config: FilterConfig, seen: set[bytes]) -> str | None:
-    """The first rule that drops the pair."""
+def broken_rule(pair: SentencePair, config: FilterConfig, seen: set[bytes]) -> str | None:
+    """The first rule that drops the pair; `seen` holds digests of those kept, and takes its."""
     if not pair.src.strip() or not pair.tgt.strip():
         return "empty side"
     words = [len(side.split()) for side in pair]
@@ -329,11 +329,16 @@ def _broken_rule(pair: SentencePair, config: FilterConfig, seen: set[bytes]) -> 
     if config.drop_copies and pair.src == pair.tgt:
         return "target copies the source"
     if config.drop_duplicates:
-        digest = hashlib.blake2b("\0".join(pair).encode("utf-8", "replace"), digest_size=8).digest()
+        digest = pair_digest(pair)
         if digest in seen:
             return "duplicate"
         seen.add(digest)
     return None
+
+
+def pair_digest(pair: SentencePair) -> bytes:
+    """What tells a pair from others: 8 bytes."""
+    return hashlib.blake2b("\0".join(pair).encode("utf-8", "replace"), digest_size=8).digest()
 
 
 _READERS: dict[SourceFormat, Callable[[SourceConfig, CorpusConfig], Iterator[SentencePair]]] = {
