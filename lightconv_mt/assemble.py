@@ -28,10 +28,10 @@ from lightconv_mt.data.lines import decode_line, read_lines
 from lightconv_mt.data.tokenizer import TokenizerPair, build_tokenizers
 from lightconv_mt.decode.translator import Translation, Translator
 from lightconv_mt.errors import ConfigError, DataError
+from lightconv_mt.evaluation import check_scoring, read_test_data, score_all, scores_json
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops import resolve_backend
 from lightconv_mt.run_folder import find_checkpoint, lock_run, open_run
-from lightconv_mt.scoring import Score, load_test_set, score
 from lightconv_mt.train.checkpoint import (
     CheckpointStore,
     load_model_tensors,
@@ -179,32 +179,26 @@ def translate(config: TranslateConfig) -> int:
 def evaluate(config: EvalConfig) -> int:
     """Score a run or existing translations and print a line a metric; returns the exit code."""
     start_runtime(config.runtime)
-    src, references, tgt_lang = _test_data(config)
+    data = read_test_data(config)
+    check_scoring(config)
     if config.hyp is not None:
         hypotheses = list(read_lines(config.hyp))
     else:
         assert config.run_dir is not None
-        if src is None:
+        if data.src is None:
             raise DataError(
                 "nothing to translate; give src=FILE and ref=FILE, or test_set and langpair"
             )
         translator = load_translator(
             config.run_dir, config.checkpoint, config.runtime, config.max_source_tokens
         )
-        found = translator.translate(src, config.decode, max_tokens=config.max_tokens)
+        found = translator.translate(data.src, config.decode, max_tokens=config.max_tokens)
         hypotheses = [translation.text for translation in found]
     if config.output is not None:
         _write_whole(Path(config.output), "".join(f"{line}\n" for line in hypotheses))
-    scores = score(
-        hypotheses,
-        references,
-        metrics=[metric.name for metric in config.metrics],
-        tokenize=config.tokenize,
-        lowercase=config.lowercase,
-        tgt_lang=tgt_lang,
-    )
+    scores = score_all(config, hypotheses, data)
     if config.json is not None:
-        _write_whole(Path(config.json), _scores_json(scores))
+        _write_whole(Path(config.json), scores_json(scores))
     for each in scores:
         sys.stdout.write(f"{each.text}\n")
     return 0
@@ -345,25 +339,6 @@ def _finish(
         replace_text(run_dir / "bleu.json", json.dumps(results, indent=1) + "\n")
 
 
-def _test_data(config: EvalConfig) -> tuple[list[str] | None, list[list[str]], str | None]:
-    """Source lines, reference streams and target language."""
-    if config.test_set is not None:
-        assert config.langpair is not None
-        src, references = load_test_set(config.test_set, config.langpair)
-        return src, references, config.langpair.split("-")[-1]
-    run = load_run_config(config.run_dir) if config.run_dir is not None else None
-    tgt_lang = run.data.tgt_lang if run is not None else None
-    if config.ref:
-        lines = list(read_lines(config.src)) if config.src is not None else None
-        return lines, [list(read_lines(path)) for path in config.ref], tgt_lang
-    if run is None or run.data.test is None:
-        raise DataError(
-            f"{config.run_dir} has no test set of its own (data.test); give src=FILE and ref=FILE"
-        )
-    pairs = list(read_source(run.data.test, run.data))
-    return [pair.src for pair in pairs], [[pair.tgt for pair in pairs]], tgt_lang
-
-
 @contextmanager
 def _input_lines(path: str | None) -> Iterator[Iterator[str]]:
     if path is not None:
@@ -399,12 +374,3 @@ def _format(number: int, translation: Translation, kind: NbestFormat) -> str:
     if kind is NbestFormat.text:
         return f"{translation.text}\n"
     return "".join(f"{number}\t{points:.6f}\t{text}\n" for text, points in translation.nbest)
-
-
-def _scores_json(scores: list[Score]) -> str:
-    return (
-        json.dumps(
-            [{"name": s.name, "score": s.value, "signature": s.signature} for s in scores], indent=1
-        )
-        + "\n"
-    )

@@ -46,11 +46,14 @@ class Precision(Enum):
 
 
 class Metric(Enum):
-    """SacreBLEU's metrics."""
+    """SacreBLEU's metrics, and those of summaries."""
 
     bleu = "bleu"
     chrf = "chrf"
     ter = "ter"
+    rouge1 = "rouge1"
+    rouge2 = "rouge2"
+    rougeL = "rougeL"
 
 
 class NbestFormat(Enum):
@@ -192,10 +195,11 @@ class EvalConfig:
     ref: list[str] = field(default_factory=list)  # one file for each reference
     hyp: str | None = None
     test_set: str | None = None  # SacreBLEU's name, such as wmt14/full
-    langpair: str | None = None  # such as en-de
+    langpair: str | None = None  # of test_set or of ref, such as en-de
     metrics: list[Metric] = field(default_factory=lambda: [Metric.bleu, Metric.chrf, Metric.ter])
     tokenize: str | None = None  # None: SacreBLEU's choice for the metric and language
     lowercase: bool = False
+    paper_scoring: bool = False  # BLEU of Moses' words besides, with and without compounds split
     output: str | None = None  # writes the translations
     json: str | None = None  # writes the scores
     checkpoint: str = "auto"
@@ -220,9 +224,15 @@ class EvalConfig:
             raise ConfigError(
                 "test_set brings its own source and references; leave out src and ref, or test_set"
             )
-        if (self.test_set is None) != (self.langpair is None):
+        if self.test_set is not None and self.langpair is None:
             raise ConfigError(
                 "test_set and langpair go together, such as test_set=wmt14/full langpair=en-de"
+            )
+        if self.langpair is not None and self.test_set is None and not self.ref:
+            raise ConfigError("langpair names the languages of test_set or ref; give one of them")
+        if self.paper_scoring and self.run_dir is None and self.langpair is None:
+            raise ConfigError(
+                "paper_scoring goes by the target language; give langpair, such as langpair=en-de"
             )
         if self.hyp is not None and self.test_set is None and not self.ref:
             raise ConfigError("hyp needs references; give ref=FILE, or test_set and langpair")
