@@ -19,6 +19,8 @@ ROOTS = {
     "eval": "EvalConfig",
 }
 
+SIGNALLED = 128  # exit codes above it say which signal stopped a run
+
 
 def prepare() -> int:
     """Run `lcmt-prepare`; returns the exit code."""
@@ -73,7 +75,13 @@ def _compose_and_run(command: str, arguments: list[str]) -> int:
     configs = compose(command, arguments, root=root, registers=registers)
     for plain in configs:  # all of them before the first runs, and before torch is imported
         build_typed(root, plain, registers=registers)
-    return max((_guarded(partial(_run, command, plain)) for plain in configs), default=0)
+    worst = 0
+    for plain in configs:
+        code = _guarded(partial(_run, command, plain))
+        worst = max(worst, code)
+        if code > SIGNALLED:  # it asks all of a sweep to stop
+            break
+    return worst
 
 
 def _run(command: str, plain: dict[str, Any]) -> int:
