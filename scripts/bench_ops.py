@@ -162,7 +162,8 @@ def bench_step(rows: int, width: int, name: str, rounds: int, read: float) -> No
                     if timed:
                         times[backend.value].append(time.perf_counter() - start)
     best, median = min(times["native"]), statistics.median(times["native"])
-    moved = 4.0 * (ring.numel() + weight.numel())
+    # Every slot is read; x is read, and written to its slot and, as y, to the output.
+    moved = 4.0 * (ring.numel() + weight.numel() + 3 * x.numel())
     plain = statistics.median(times["torch"]) / median
     print(
         f"{f'{name} step ({rows}, 512, 8, {width})':<62}{1e3 * best:8.4f} /{1e3 * median:7.4f}"
