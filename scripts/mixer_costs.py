@@ -43,7 +43,7 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("+ softmax, LightConv", "lightconv", WIDE),
     ("+ dynamic weights, DynamicConv", "dynamicconv", WIDE),
     ("AAN", "average_attention", {}),
-    ("none (Chen et al., 2019)", "kernel_attention", WIDE),
+    ("not there (Chen et al., 2020)", "kernel_attention", WIDE),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import mixer_costs
 from lightconv_mt.mixers import MIXERS
 
+README = Path(mixer_costs.__file__).parents[1] / "README.md"
 C, F, H, K, T = 32, 48, 4, 5, 9
 SIZE = mixer_costs.Size(dim=C, ffn_dim=F, num_heads=H)
 M, S = 3, C // 2  # kernels and squeezed channels
@@ -74,11 +76,13 @@ def test_a_window_costs_the_same_however_long_the_sentence_is() -> None:
         assert 0 <= long - (4 * C * C + 2 * (32 + 7 - 1) * C) <= 3 * C
 
 
-def test_the_table_has_every_mixer(
+def test_the_table_has_every_mixer_and_is_the_readme_s(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["mixer_costs.py", "--lengths", "8"])
+    monkeypatch.setattr(sys, "argv", ["mixer_costs.py"])
     mixer_costs.main()
-    rows = [line.split("|")[1].strip(" `") for line in capsys.readouterr().out.splitlines()[2:]]
-    assert set(rows) == set(MIXERS)
-    assert len(rows) == len(mixer_costs.ROWS)
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split("|")[1].strip(" `") for line in lines[2:]]
+    assert set(names) == set(MIXERS)
+    assert len(names) == len(mixer_costs.ROWS)
+    assert set(lines) <= set(README.read_text().splitlines())
