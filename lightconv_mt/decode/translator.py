@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from lightconv_mt.data.tokenizer import TokenizerPair
-from lightconv_mt.decode.beam_search import DecodeConfig, Hypothesis, beam_search
+from lightconv_mt.decode.beam_search import beam_search
+from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.sampling import sample
+from lightconv_mt.decode.trace import Hypothesis
+from lightconv_mt.errors import DataError
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 
 logger = logging.getLogger(__name__)
@@ -93,6 +97,7 @@ class Translator:
         lines: Sequence[str],
         config: DecodeConfig,
         *,
+        prefixes: Sequence[str] | None = None,
         max_tokens: int = 4096,
         batch_size: int = 64,
     ) -> list[Translation]:
@@ -101,6 +106,7 @@ class Translator:
         Args:
             lines: one sentence each.
             config: the search.
+            prefixes: what the output of each line begins with, whole words; "" is free.
             max_tokens: source tokens of a batch, padding included; a longer line stands alone.
             batch_size: lines of a batch, at most.
 
@@ -108,11 +114,19 @@ class Translator:
             One translation a line, in order.
         """
         assert not isinstance(lines, str), "give a list of lines"
+        number = self.report.lines
         sources = self._encode(lines)
+        tokenizer = self.tokenizers.tgt
+        begun = tokenizer.encode_batch(list(prefixes)) if prefixes else [[]] * len(lines)
         results = [Translation(text="", score=0.0, nbest=(("", 0.0),))] * len(lines)
         with self._inference():
             for batch in batches_by_length(sources, max_tokens=max_tokens, batch_size=batch_size):
-                found = self._search([sources[index] for index in batch], config)
+                found = self._search(
+                    [sources[index] for index in batch],
+                    config,
+                    lines=[number + index for index in batch],
+                    prefixes=[begun[index] for index in batch],
+                )
                 for index, hypotheses in zip(batch, found, strict=True):
                     results[index] = self._decode(hypotheses)
         return results
@@ -122,14 +136,33 @@ class Translator:
         lines: Iterable[str],
         config: DecodeConfig,
         *,
+        prefixes: Iterable[str] | None = None,
         chunk_size: int = 1024,
         max_tokens: int = 4096,
         batch_size: int = 64,
     ) -> Iterator[Translation]:
-        """Translate any number of lines, `chunk_size` at a time; other arguments as `translate`."""
+        """Translate any number of lines, `chunk_size` at a time; other arguments as `translate`.
+
+        Raises:
+            DataError: when lines and prefixes differ in number.
+        """
         stream = iter(lines)
+        starts = None if prefixes is None else iter(prefixes)
         while chunk := list(islice(stream, chunk_size)):
-            yield from self.translate(chunk, config, max_tokens=max_tokens, batch_size=batch_size)
+            begun = None if starts is None else list(islice(starts, len(chunk)))
+            if begun is not None and len(begun) < len(chunk):
+                raise DataError(
+                    f"there are {self.report.lines + len(begun):,} prefixes for more lines; "
+                    f"give one, or an empty line, for each"
+                )
+            yield from self.translate(
+                chunk, config, prefixes=begun, max_tokens=max_tokens, batch_size=batch_size
+            )
+        if starts is not None and next(starts, None) is not None:
+            raise DataError(
+                f"there are more prefixes than the {self.report.lines:,} lines; "
+                f"give one, or an empty line, for each"
+            )
 
     def _encode(self, lines: Sequence[str]) -> list[list[int]]:
         """Source ids with EOS of each line; none where there is nothing to translate."""
@@ -154,15 +187,30 @@ class Translator:
             sources[index] = [*pieces[: limit - 1], tokenizer.ids.eos]
         return sources
 
-    def _search(self, sources: list[list[int]], config: DecodeConfig) -> list[list[Hypothesis]]:
+    def _search(
+        self,
+        sources: list[list[int]],
+        config: DecodeConfig,
+        *,
+        lines: list[int],
+        prefixes: list[list[int]],
+    ) -> list[list[Hypothesis]]:
         src, src_mask = _padded(sources, pad=self.tokenizers.src.ids.pad, device=self.device)
         memory = self.model.encode(src, src_mask)
-        return beam_search(
-            self.model.decode_step,
-            self.model.start(memory, src_mask, config.beam_size),
-            src_lengths=src_mask.sum(1),
-            ids=self.tokenizers.tgt.ids,
+        step, state = self.model.decode_step, self.model.start(memory, src_mask, config.beam_size)
+        src_lengths, ids = src_mask.sum(1), self.tokenizers.tgt.ids
+        if not config.sampling:
+            return beam_search(
+                step, state, src_lengths=src_lengths, ids=ids, config=config, prefixes=prefixes
+            )
+        return sample(
+            step,
+            state,
+            src_lengths=src_lengths,
+            lines=torch.tensor(lines, device=self.device),
+            ids=ids,
             config=config,
+            prefixes=prefixes,
         )
 
     def _decode(self, hypotheses: list[Hypothesis]) -> Translation:
