@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lightconv_mt import assemble
+from lightconv_mt.api import Translator
 from lightconv_mt.config import (
     Device,
     EvalConfig,
@@ -192,6 +193,24 @@ def test_one_line_in_is_one_line_out(configure: Configure, tmp_path: Path) -> No
     assert [line.split("\t")[2] for line in output] == [
         each["text"] for found in objects for each in found["nbest"]
     ]
+
+
+def test_the_python_interface_translates_and_scores(configure: Configure) -> None:
+    config = configure(steps=2)
+    assemble.train(config)
+    translator = Translator.load(config.run_dir, device="cpu")
+    lines = ["ba de", "", "fi go hu"]
+    found = translator.translate(lines, beam_size=3, nbest=2, max_length=5)
+    assert [len(each.nbest) for each in found] == [2, 1, 2]
+    assert found[1].text == ""
+    alone = translator.translate(lines, beam_size=3, nbest=2, max_length=5, batch_size=1)
+    assert [each.text for each in alone] == [each.text for each in found]
+    (scored,) = translator.score(["ba de"], ["den ban"])
+    assert scored.log_prob < 0.0
+    with pytest.raises(ConfigError, match="did you mean beam_size"):
+        translator.translate(lines, beam_sise=3)
+    with pytest.raises(ConfigError, match="one of auto, cpu, cuda"):
+        Translator.load(config.run_dir, device="gpu")
 
 
 def test_outputs_begin_as_asked(configure: Configure, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import islice
+from math import exp
 
 import torch
 from torch import Tensor
@@ -33,6 +34,24 @@ class Translation:
     text: str
     score: float
     nbest: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class TargetScore:
+    """How likely a given target is.
+
+    Attributes:
+        log_prob: natural logarithm of its probability, EOS included.
+        tokens: its tokens with EOS.
+    """
+
+    log_prob: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """Of a token."""
+        return exp(-self.log_prob / self.tokens)
 
 
 @dataclass
@@ -164,6 +183,35 @@ class Translator:
                 f"give one, or an empty line, for each"
             )
 
+    def score(
+        self, lines: Sequence[str], targets: Sequence[str], *, max_tokens: int = 4096
+    ) -> list[TargetScore]:
+        """How likely the model finds given targets.
+
+        Args:
+            lines: sources, cut as for translation.
+            targets: one for each.
+            max_tokens: source tokens of a batch, padding included.
+        """
+        sources = [ids or [self.tokenizers.src.ids.eos] for ids in self._encode(lines)]
+        ids = self.tokenizers.tgt.ids
+        outputs = [[*each, ids.eos] for each in self.tokenizers.tgt.encode_batch(list(targets))]
+        found = [TargetScore(0.0, 0)] * len(sources)
+        with self._inference():
+            for batch in batches_by_length(sources, max_tokens=max_tokens, batch_size=64):
+                src, src_mask = self._padded([sources[index] for index in batch], side="src")
+                tgt, tgt_mask = self._padded([outputs[index] for index in batch], side="tgt")
+                begun = torch.cat([torch.full_like(tgt[:, :1], ids.bos), tgt[:, :-1]], dim=1)
+                logits = self.model.project(self.model(src, src_mask, begun, tgt_mask))
+                logp = logits.log_softmax(
+                    -1, dtype=torch.promote_types(logits.dtype, torch.float32)
+                )
+                chosen = logp.gather(2, tgt[..., None]).squeeze(2).double()
+                sums = chosen.masked_fill(~tgt_mask, 0.0).sum(1).tolist()
+                for index, log_prob in zip(batch, sums, strict=True):
+                    found[index] = TargetScore(log_prob, len(outputs[index]))
+        return found
+
     def _encode(self, lines: Sequence[str]) -> list[list[int]]:
         """Source ids with EOS of each line; none where there is nothing to translate."""
         tokenizer, limit = self.tokenizers.src, self.max_source_tokens
@@ -195,7 +243,7 @@ class Translator:
         lines: list[int],
         prefixes: list[list[int]],
     ) -> list[list[Hypothesis]]:
-        src, src_mask = _padded(sources, pad=self.tokenizers.src.ids.pad, device=self.device)
+        src, src_mask = self._padded(sources, side="src")
         memory = self.model.encode(src, src_mask)
         step, state = self.model.decode_step, self.model.start(memory, src_mask, config.beam_size)
         src_lengths, ids = src_mask.sum(1), self.tokenizers.tgt.ids
@@ -223,6 +271,14 @@ class Translator:
         scores = [found.score for found in hypotheses]
         nbest = tuple(zip(lines, scores, strict=True))
         return Translation(text=lines[0], score=scores[0], nbest=nbest)
+
+    def _padded(self, rows: list[list[int]], *, side: str) -> tuple[Tensor, Tensor]:
+        """Ids (B, T) of a side, src or tgt, padded on the right, and their mask (B, T)."""
+        pad, width = getattr(self.tokenizers, side).ids.pad, max(map(len, rows))
+        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(width) < lengths[:, None]
+        return ids.to(self.device), mask.to(self.device)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
@@ -259,12 +315,3 @@ def batches_by_length(
         end = start + max(1, min(batch_size, max_tokens // width))
         yield order[start:end]
         start = end
-
-
-def _padded(sources: list[list[int]], *, pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids (B, S) padded on the right and their mask (B, S)."""
-    width = max(map(len, sources))
-    src = torch.tensor([[*ids, *[pad] * (width - len(ids))] for ids in sources])
-    lengths = torch.tensor([len(ids) for ids in sources])
-    mask = torch.arange(width) < lengths[:, None]
-    return src.to(device), mask.to(device)
