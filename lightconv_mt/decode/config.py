@@ -42,6 +42,7 @@ class DecodeConfig:
         top_k: sampling is among so many tokens; 0 is all.
         top_p: sampling is among the fewest tokens that hold this much of the probability.
         seed: of sampling; an output is a function of seed, line number and rank.
+        strict: each sentence is computed alone, so that no bit depends on the others; slower.
         early_stop: a sentence is done once beam_size hypotheses have ended (fairseq's rule).
             False goes on until no live one can beat the worst of the beam_size best.
     """
@@ -64,6 +65,7 @@ class DecodeConfig:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 1
+    strict: bool = False
     early_stop: bool = True
 
     def __post_init__(self) -> None:

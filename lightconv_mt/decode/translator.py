@@ -139,7 +139,8 @@ class Translator:
         begun = tokenizer.encode_batch(list(prefixes)) if prefixes else [[]] * len(lines)
         results = [Translation(text="", score=0.0, nbest=(("", 0.0),))] * len(lines)
         with self._inference():
-            for batch in batches_by_length(sources, max_tokens=max_tokens, batch_size=batch_size):
+            most = 1 if config.strict else batch_size
+            for batch in batches_by_length(sources, max_tokens=max_tokens, batch_size=most):
                 found = self._search(
                     [sources[index] for index in batch],
                     config,

@@ -1,6 +1,7 @@
 """One translation a line, in order, whatever the lines and batches are."""
 
 import logging
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import exp, inf, nan
@@ -208,8 +209,8 @@ def test_the_model_translates_in_evaluation_mode_and_is_given_back_as_it_was(
     assert not torch.is_autocast_enabled("cpu")
 
 
-def real_model() -> Seq2SeqTransformer:
-    """In float64, so that sizes of batches do not show."""
+def real_model(dtype: torch.dtype = torch.float64) -> Seq2SeqTransformer:
+    """By default in float64, so that sizes of batches do not show."""
     torch.manual_seed(1)
     config = ModelConfig(
         mixer=LightConvConfig(encoder_kernel_sizes=[3], decoder_kernel_sizes=[3]),
@@ -222,7 +223,7 @@ def real_model() -> Seq2SeqTransformer:
     )
     model = Seq2SeqTransformer(
         config, src_vocab_size=VOCAB, tgt_vocab_size=VOCAB, src_pad_id=1, tgt_pad_id=1
-    ).double()
+    ).to(dtype)
     nn.init.normal_(model.output_weight)
     return model
 
@@ -254,3 +255,17 @@ def test_a_real_model_gives_the_same_for_any_batch() -> None:
             [text for text, _ in item.nbest] for item in together
         ]
         assert [item.score for item in apart] == pytest.approx([item.score for item in together])
+
+
+def test_strict_outputs_depend_on_no_other_line() -> None:
+    model, generator = real_model(torch.float32), random.Random(3)
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog"]
+    lines = [" ".join(generator.choices(words, k=generator.randint(1, 7))) for _ in range(60)]
+    config = DecodeConfig(
+        beam_size=4, nbest=4, max_length_ratio=0.0, max_length_extra=8, strict=True
+    )
+    expected = dict(zip(lines, translator(model).translate(lines, config), strict=True))
+    for size in (1, 2, 3, 7, 16, 33, 64):
+        generator.shuffle(lines)
+        found = translator(model).translate(lines, config, batch_size=size, max_tokens=10**6)
+        assert found == [expected[line] for line in lines]  # scores too, to the bit
