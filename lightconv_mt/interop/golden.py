@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightconv_mt.data.tokenizer import SpecialIds
-from lightconv_mt.decode.beam_search import DecodeConfig, beam_search
+from lightconv_mt.decode.beam_search import beam_search
+from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.errors import DataError
 from lightconv_mt.interop.fairseq import parameter_name, read_architecture, rename_parameters
 from lightconv_mt.model.transformer import Seq2SeqTransformer
@@ -224,7 +225,12 @@ def _compare_beams(
         with torch.inference_mode():
             state = model.start(model.encode(src, src_mask), src_mask, config.beam_size)
             found = beam_search(
-                model.decode_step, state, src_lengths=src_mask.sum(dim=1), ids=ids, config=config
+                model.decode_step,
+                state,
+                src_lengths=src_mask.sum(dim=1),
+                ids=ids,
+                config=config,
+                backend=model.backend,
             )
         for sentence, (ours, theirs) in enumerate(zip(found, run["hypotheses"], strict=True)):
             case = f"{folder.name}/beam {number}, sentence {sentence}"

@@ -1,9 +1,10 @@
 """One translation a line, in order, whatever the lines and batches are."""
 
 import logging
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import inf, nan
+from math import exp, inf, nan
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightconv_mt.data.tokenizer import SpecialIds
-from lightconv_mt.decode.beam_search import DecodeConfig
+from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translator, batches_by_length
 from lightconv_mt.mixers.lightconv import LightConvConfig
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
+from lightconv_mt.ops import Backend
 
 IDS = SpecialIds(bos=0, pad=1, eos=2, unk=3)
 LETTERS = "abcdefghijklmnopqrstuvwxyz \n\r"
@@ -51,6 +53,8 @@ class EchoState:
 
 class Echo(nn.Module):
     """Repeats its source, with the letter that follows each as a second choice."""
+
+    backend = Backend.torch
 
     def __init__(self) -> None:
         """Start with nothing seen."""
@@ -205,7 +209,8 @@ def test_the_model_translates_in_evaluation_mode_and_is_given_back_as_it_was(
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_a_real_model_gives_the_same_for_any_batch() -> None:
+def real_model(dtype: torch.dtype = torch.float64) -> Seq2SeqTransformer:
+    """By default in float64, so that sizes of batches do not show."""
     torch.manual_seed(1)
     config = ModelConfig(
         mixer=LightConvConfig(encoder_kernel_sizes=[3], decoder_kernel_sizes=[3]),
@@ -218,8 +223,28 @@ def test_a_real_model_gives_the_same_for_any_batch() -> None:
     )
     model = Seq2SeqTransformer(
         config, src_vocab_size=VOCAB, tgt_vocab_size=VOCAB, src_pad_id=1, tgt_pad_id=1
-    ).double()
+    ).to(dtype)
     nn.init.normal_(model.output_weight)
+    return model
+
+
+def test_a_given_target_scores_as_much_as_when_it_is_forced() -> None:
+    one = translator(real_model())
+    lines = ["the quick brown fox", "jumps", "over the lazy dog", "a"]
+    targets = ["fox", "a longer one", "", "dog"]
+    scores = one.score(lines, targets)
+    for line, target, found in zip(lines, targets, scores, strict=True):
+        config = DecodeConfig(beam_size=1, max_length=len(target), min_length=0, length_penalty=0.0)
+        (forced,) = one.translate([line], config, prefixes=[target])
+        assert forced.text == target
+        assert found.log_prob == pytest.approx(forced.score)
+        assert found.tokens == len(target) + 1
+        assert found.perplexity == pytest.approx(exp(-forced.score / found.tokens))
+        assert one.score([line], [target])[0].log_prob == pytest.approx(found.log_prob)
+
+
+def test_a_real_model_gives_the_same_for_any_batch() -> None:
+    model = real_model()
     lines = ["the quick brown fox", "", "jumps", "over the lazy dog", "a", "jumps over"]
     search = DecodeConfig(beam_size=3, nbest=3, max_length_ratio=1.0, max_length_extra=3)
     together = translator(model).translate(lines, search)
@@ -230,3 +255,17 @@ def test_a_real_model_gives_the_same_for_any_batch() -> None:
             [text for text, _ in item.nbest] for item in together
         ]
         assert [item.score for item in apart] == pytest.approx([item.score for item in together])
+
+
+def test_strict_outputs_depend_on_no_other_line() -> None:
+    model, generator = real_model(torch.float32), random.Random(3)
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog"]
+    lines = [" ".join(generator.choices(words, k=generator.randint(1, 7))) for _ in range(60)]
+    config = DecodeConfig(
+        beam_size=4, nbest=4, max_length_ratio=0.0, max_length_extra=8, strict=True
+    )
+    expected = dict(zip(lines, translator(model).translate(lines, config), strict=True))
+    for size in (1, 2, 3, 7, 16, 33, 64):
+        generator.shuffle(lines)
+        found = translator(model).translate(lines, config, batch_size=size, max_tokens=10**6)
+        assert found == [expected[line] for line in lines]  # scores too, to the bit
