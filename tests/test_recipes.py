@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ from lightconv_mt import config as real
 from lightconv_mt.cli import ROOTS
 from lightconv_mt.compose import compose
 from lightconv_mt.model.transformer import Seq2SeqTransformer
+from lightconv_mt.overview import option_names
 from lightconv_mt.schemas import read_root
 from lightconv_mt.typed import to_plain
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 GLU = "model.mixer.encoder_glu={0} model.mixer.decoder_glu={0}"
 WITH, WITHOUT = GLU.format("true"), GLU.format("false")
 
@@ -51,6 +54,10 @@ ABLATION = [
 
 # Reported for CNN / Daily Mail, in whole millions, which are cut off too: 90.22, 86.54, 87.63.
 SUMMARIES = [("attention", 90), ("lightconv", 86), ("dynamicconv", 87)]
+
+
+# What differs between a row at the big and at the tiny size, beside the widths of more layers.
+SIZES = {"num_heads", "input_dropout"}
 
 
 @cache
@@ -177,6 +184,21 @@ def test_rows_of_a_table_are_trained_alike(rows: list[str], varying: set[str]) -
     for other in others:
         differing = {key for key in first if first[key] != other[key]}
         assert differing <= varying | {"run_dir"}
+
+
+@pytest.mark.parametrize("variant", option_names([CONFIGS], "variant"))
+def test_variants_fit_any_recipe_without_a_mixer_of_its_own(variant: str) -> None:
+    line = f"experiment=multi30k_tiny variant={variant}"
+    assert 2.0 < millions(line, 10000, 10000) < 4.5
+    config, plain = composed(line), composed("experiment=multi30k_tiny")
+    assert (config.optim, config.train, config.data) == (plain.optim, plain.train, plain.data)
+    if "depthwise" in variant or variant in ("lightconv", "dynamicconv"):  # GLU off, as in ablation
+        chosen, row = (
+            to_plain(each.model.mixer)
+            for each in (config, composed(f"experiment=ablation/{variant}"))
+        )
+        differing = {key for key in chosen if chosen[key] != row[key]}
+        assert differing <= {"encoder_kernel_sizes", "decoder_kernel_sizes", *SIZES}
 
 
 def test_the_ablation_is_scored_on_its_validation_set() -> None:
