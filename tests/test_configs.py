@@ -111,6 +111,29 @@ def test_mixed_stacks_take_values_of_their_own_and_survive_their_yaml(tmp_path: 
     assert composed("train", "experiment=demo").model.mixers == {}
 
 
+def test_an_experiment_may_set_windows_and_mix_mixers(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [demo, override /model/mixer: attention, _self_]\n"
+        "model:\n"
+        "  mixer:\n"
+        "    decoder_windows: ${per_layer:[3,7],${model.decoder_layers}}\n"
+        "  encoder_mixers: [conv, lightconv, attention]\n"
+        "  mixers:\n"
+        "    lightconv:\n"
+        "      encoder_kernel_sizes: [9]\n"
+    )
+    line = f"--config-dir {tmp_path} experiment=mine"
+    model = composed("train", line).model
+    assert (model.mixer.encoder_windows, model.mixer.decoder_windows) == (None, [3, 7, 7])
+    names = [model.layer_mixer("encoder", layer).name for layer in range(3)]
+    assert names == ["conv", "lightconv", "attention"]
+    assert model.layer_mixer("encoder", 1).encoder_kernel_sizes == [9]
+    again = composed("train", f"{line} model.mixer.decoder_windows=null model.encoder_mixers=null")
+    assert (again.model.mixer.decoder_windows, again.model.mixers) == (None, {})
+
+
 @pytest.mark.parametrize("command", ROOTS)
 def test_the_torch_free_twins_are_the_real_classes(command: str) -> None:
     root, registers = read_root(ROOTS[command])
