@@ -158,7 +158,11 @@ def translate(config: TranslateConfig) -> int:
     )
     with _input_lines(config.input) as lines, _output(config.output) as output:
         found = translator.translate_stream(
-            lines, config.decode, chunk_size=config.chunk_lines, max_tokens=config.max_tokens
+            lines,
+            config.decode,
+            prefixes=read_lines(config.prefix) if config.prefix is not None else None,
+            chunk_size=config.chunk_lines,
+            max_tokens=config.max_tokens,
         )
         for number, translation in enumerate(found, start=1):
             output.write(_format(number, translation, config.nbest_format).encode())
@@ -383,6 +387,9 @@ def _write_whole(path: Path, text: str) -> None:
 def _format(number: int, translation: Translation, kind: NbestFormat) -> str:
     if kind is NbestFormat.text:
         return f"{translation.text}\n"
+    if kind is NbestFormat.jsonl:
+        nbest = [{"text": text, "score": points} for text, points in translation.nbest]
+        return json.dumps({"line": number, "nbest": nbest}, ensure_ascii=False) + "\n"
     return "".join(f"{number}\t{points:.6f}\t{text}\n" for text, points in translation.nbest)
 
 

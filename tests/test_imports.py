@@ -31,6 +31,7 @@ LEVELS = {
     "config": 4,
     "run_folder": 4,
     "assemble": 4,
+    "api": 5,
     "cli": 5,
 }
 # Sideways steps on one level, each with its reason.

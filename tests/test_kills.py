@@ -20,7 +20,7 @@ from lightconv_mt.config import Device, Precision, RuntimeConfig, TrainRunConfig
 from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
 from lightconv_mt.data.tokenizer import TokenizerConfig
-from lightconv_mt.decode.beam_search import DecodeConfig
+from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig

@@ -25,6 +25,6 @@ def test_parts_are_within_the_whole_and_change_no_bit(monkeypatch: pytest.Monkey
     assert all(torch.equal(*pair) for pair in zip(backward(), expected, strict=True))
     total, parts = timed(backward, library)
     seconds = dict(zip(PARTS, parts, strict=True))
-    assert seconds.pop("copies") == 0.0  # rows of 16 channels fill vectors: they stay where they are
+    assert seconds.pop("copies") == 0.0  # 16 channels fill vectors: rows stay
     assert min(seconds.values()) > 0.0
     assert sum(parts) < total
