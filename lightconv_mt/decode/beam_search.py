@@ -12,6 +12,8 @@ from lightconv_mt.decode.candidates import rank_continuations
 from lightconv_mt.decode.config import DecodeConfig, length_penalty
 from lightconv_mt.decode.constraints import Constraints
 from lightconv_mt.decode.trace import Hypothesis, Trace
+from lightconv_mt.ops.best_tokens import log_partition
+from lightconv_mt.ops.dispatch import Backend
 
 
 class SearchState(Protocol):
@@ -35,6 +37,7 @@ def beam_search(
     ids: SpecialIds,
     config: DecodeConfig,
     prefixes: Sequence[Sequence[int]] | None = None,
+    backend: Backend = Backend.torch,
 ) -> list[list[Hypothesis]]:
     """Find the best outputs of each sentence by the rules of fairseq's SequenceGenerator.
 
@@ -54,6 +57,7 @@ def beam_search(
         ids: special ids of the target vocabulary.
         config: the search.
         prefixes: tokens that the outputs of each sentence begin with.
+        backend: of the kernels that look through the vocabulary, resolved.
 
     Returns:
         For each sentence up to config.nbest hypotheses, best first.
@@ -70,11 +74,13 @@ def beam_search(
     trace = Trace()
     position = 0
     while len(sentences):
-        logits, state = step(tokens[:, None], state)
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        logp = logits[:, -1].log_softmax(-1, dtype=dtype)
-        constraints.apply(logp, position, history)
-        scores, parents, words = rank_continuations(logp, totals, 2 * beam)
+        found, state = step(tokens[:, None], state)
+        logits = found[:, -1]
+        partition = log_partition(logits, backend=backend)
+        logits = constraints.apply(logits, position, history)
+        scores, parents, words = rank_continuations(
+            logits, partition, totals, 2 * beam, backend=backend
+        )
 
         ends = (words == ids.eos) & (scores > -inf)
         final = ends[:, :beam]

@@ -5,9 +5,8 @@ from math import inf
 import torch
 from torch import Tensor
 
-# Candidates a row offers beyond those needed: equal values at the cut are then nearly always all
-# among them, and a full sort is not needed to break the tie.
-SPARE_CANDIDATES = 8
+from lightconv_mt.ops.best_tokens import best_tokens
+from lightconv_mt.ops.dispatch import Backend
 
 
 def ban_repeats(logp: Tensor, history: Tensor, *, size: int, pad: int) -> None:
@@ -28,41 +27,30 @@ def ban_repeats(logp: Tensor, history: Tensor, *, size: int, pad: int) -> None:
     logp.scatter_(1, torch.where(seen, ngrams[:, :, -1], pad), -inf)
 
 
-def rank_continuations(logp: Tensor, totals: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def rank_continuations(
+    logits: Tensor, partition: Tensor, totals: Tensor, k: int, *, backend: Backend
+) -> tuple[Tensor, Tensor, Tensor]:
     """Rank the continuations of each sentence; equal totals by token id, then by row.
 
     Args:
-        logp: (N, V) float, log-probability of each token; NaN counts as impossible.
+        logits: (N, V) float; NaN and -inf are impossible.
+        partition: (N,) float, taken from every logit of a row to give log-probabilities.
         totals: (B, beam) float64, log-probability of each row so far.
         k: continuations wanted, at most 2 x beam.
+        backend: of `best_tokens`.
 
     Returns:
         The k best of each sentence, best first, each (B, k): their total (float64), row within
         the sentence, token.
     """
     batch, beam = totals.shape
-    values, words = best_tokens(logp, k)
+    values, words = best_tokens(logits, min(k, logits.shape[1]), backend=backend)
     width = values.shape[1]
-    scores = (values.double().view(batch, beam, width) + totals[:, :, None]).flatten(1)
-    scores.nan_to_num_(nan=-inf, neginf=-inf)
-    words = words.view(batch, beam * width)
-    rows = torch.arange(beam, device=logp.device).repeat_interleave(width).expand_as(words)
+    scores = (values - partition[:, None]).double().view(batch, beam, width) + totals[:, :, None]
+    scores = scores.flatten(1).nan_to_num_(nan=-inf, neginf=-inf)
+    words = words.reshape(batch, beam * width)
+    rows = torch.arange(beam, device=logits.device).repeat_interleave(width).expand_as(words)
     by_token = (words * beam + rows).argsort(1)
     scores, by_score = scores.gather(1, by_token).sort(dim=1, descending=True, stable=True)
     order = by_token.gather(1, by_score[:, :k])
     return scores[:, :k], rows.gather(1, order), words.gather(1, order)
-
-
-def best_tokens(logp: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and ids of k or a few more tokens of each row, among them its k best.
-
-    Equal values go to the lower id, which `topk` alone does not promise.
-    """
-    width = min(k + SPARE_CANDIDATES, logp.shape[1])
-    values, words = logp.topk(width)
-    if width < logp.shape[1]:
-        tied = (values[:, k - 1] == values[:, -1]) & (values[:, -1] > -inf)
-        if bool(tied.any()):
-            ordered, order = logp[tied].sort(dim=1, descending=True, stable=True)
-            values[tied], words[tied] = ordered[:, :width], order[:, :width]
-    return values, words

@@ -66,15 +66,21 @@ class Constraints:
             prefix=self.prefix[sentences],
         )
 
-    def apply(self, logp: Tensor, position: int, history: Tensor) -> None:
-        """Apply all of them in place.
+    def apply(self, logp: Tensor, position: int, history: Tensor) -> Tensor:
+        """Apply all of them, in place where the type is wide enough for penalties.
 
         Args:
-            logp: (B x beam, V) of the token after `position` others.
+            logp: (B x beam, V) float, logits or log-probabilities of the token after `position`
+                others.
             position: tokens before it.
             history: (B x beam, position) int64, those tokens, where n-grams must not repeat.
+
+        Returns:
+            (B x beam, V), -inf where nothing may be.
         """
         config, ids = self.config, self.ids
+        if config.unk_penalty or config.word_reward:
+            logp = logp.to(torch.promote_types(logp.dtype, torch.float32))
         beam = len(logp) // max(1, len(self.limits))
         forced = self._forced(position).repeat_interleave(beam)
         own = logp.gather(1, forced.clamp(min=0)[:, None])
@@ -95,6 +101,7 @@ class Constraints:
         if len(rows):  # a forced token is never banned
             logp[rows] = -inf
             logp[rows, forced[rows]] = own[rows, 0]
+        return logp
 
     def _forced(self, position: int) -> Tensor:
         """The only token (B,) after `position` others: EOS at the limit, the prefix, or FREE."""

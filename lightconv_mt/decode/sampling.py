@@ -55,7 +55,7 @@ def sample(
         logits, state = step(tokens[:, None], state)
         dtype = torch.promote_types(logits.dtype, torch.float32)
         logp = logits[:, -1].log_softmax(-1, dtype=dtype)
-        constraints.apply(logp, position, history)
+        logp = constraints.apply(logp, position, history)
         logp.nan_to_num_(nan=-inf, neginf=-inf)
         tokens = draw(logp, _uniform(config.seed, lines, beam, position), config)
         totals = totals + logp.gather(1, tokens[:, None]).view_as(totals)

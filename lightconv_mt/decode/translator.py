@@ -249,7 +249,13 @@ class Translator:
         src_lengths, ids = src_mask.sum(1), self.tokenizers.tgt.ids
         if not config.sampling:
             return beam_search(
-                step, state, src_lengths=src_lengths, ids=ids, config=config, prefixes=prefixes
+                step,
+                state,
+                src_lengths=src_lengths,
+                ids=ids,
+                config=config,
+                prefixes=prefixes,
+                backend=self.model.backend,
             )
         return sample(
             step,

@@ -225,7 +225,12 @@ def _compare_beams(
         with torch.inference_mode():
             state = model.start(model.encode(src, src_mask), src_mask, config.beam_size)
             found = beam_search(
-                model.decode_step, state, src_lengths=src_mask.sum(dim=1), ids=ids, config=config
+                model.decode_step,
+                state,
+                src_lengths=src_mask.sum(dim=1),
+                ids=ids,
+                config=config,
+                backend=model.backend,
             )
         for sentence, (ours, theirs) in enumerate(zip(found, run["hypotheses"], strict=True)):
             case = f"{folder.name}/beam {number}, sentence {sentence}"

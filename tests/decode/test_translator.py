@@ -18,6 +18,7 @@ from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translator, batches_by_length
 from lightconv_mt.mixers.lightconv import LightConvConfig
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
+from lightconv_mt.ops import Backend
 
 IDS = SpecialIds(bos=0, pad=1, eos=2, unk=3)
 LETTERS = "abcdefghijklmnopqrstuvwxyz \n\r"
@@ -51,6 +52,8 @@ class EchoState:
 
 class Echo(nn.Module):
     """Repeats its source, with the letter that follows each as a second choice."""
+
+    backend = Backend.torch
 
     def __init__(self) -> None:
         """Start with nothing seen."""
