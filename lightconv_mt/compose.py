@@ -119,10 +119,10 @@ def _keep_used_mixers(model: Plain, overrides: list[str]) -> None:
             used |= {name} - {own}
     model["mixers"] = {name: each for name, each in model["mixers"].items() if name in used}
     for word in overrides:
-        match = re.match(r"\+{0,2}model\.mixers\.(\w+)\.", word)
+        match = re.match(r"\+{0,2}(?:model/mixer@)?model\.mixers\.(\w+)", word)
         if match and match[1] not in used:
             raise ConfigError(
-                f"{match[0].lstrip('+')[:-1]} is not in use; name {match[1]} in "
+                f"model.mixers.{match[1]} is not in use; name {match[1]} in "
                 f"model.encoder_mixers or model.decoder_mixers, or change model.mixer"
             )
 

@@ -199,6 +199,7 @@ def test_the_torch_free_twins_are_the_real_classes(command: str) -> None:
         ("model.decoder_mixers=[conv,conv]", "has 2 names but model.decoder_layers is 3"),
         ("model.encoder_mixrs=[conv]", "did you mean model.encoder_mixers?"),
         ("model.mixers.conv.encoder_kernel_sizes=[5]", "model.mixers.conv is not in use; name"),
+        ("+model/mixer@model.mixers.near=attention", "model.mixers.near is not in use; name near"),
         (
             "model.encoder_mixers=[conv] model.mixers.conv.encoder_kernel_sizes=[5,5]",
             "model.mixers.conv.encoder_kernel_sizes has 2 widths but model.encoder_layers is 3",
