@@ -1,6 +1,7 @@
 """From the words of a command line to configurations: Hydra, told the schemas and kept quiet."""
 
 import os
+import re
 import sys
 from argparse import ArgumentError, Namespace
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from lightconv_mt.errors import ConfigError
+from lightconv_mt.errors import ConfigError, suggest
 from lightconv_mt.overrides import explain, quote_text
 from lightconv_mt.overview import help_text
 from lightconv_mt.typed import Registers
@@ -60,6 +61,8 @@ def compose(command: str, arguments: list[str], *, root: type, registers: Regist
         with _hydra_surroundings(arguments, multirun=options.multirun):
             decorate(collect)()
         configs = [_plain_values(config) for config, _ in composed]
+        for config in configs if command == "train" else []:
+            _keep_used_mixers(config["model"], overrides)
     except Exception as error:
         explained = explain(error, root, registers=registers)
         if explained is None:
@@ -83,6 +86,9 @@ def register_schemas(roots: dict[str, type], *, registers: Registers) -> None:
     for group, (_, register) in registers.items():
         for option, kind in register.items():
             store.store(group=f"{group}/schema", name=option, node=kind)
+    _, mixers = registers["model/mixer"]
+    values = [{f"optional model/mixer@model.mixers.{name}": name} for name in mixers]
+    store.store(name="every_mixer", node={"defaults": values})
     OmegaConf.register_new_resolver("per_layer", per_layer, replace=True)
 
 
@@ -95,6 +101,30 @@ def _plain_values(config: DictConfig) -> Plain:
     plain = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     assert isinstance(plain, dict), type(plain)
     return {str(key): value for key, value in plain.items()}
+
+
+def _keep_used_mixers(model: Plain, overrides: list[str]) -> None:
+    """Leave in `model.mixers`, where every mixer's values are, those that a mixed stack names.
+
+    Raises:
+        ConfigError: when there is no such mixer, or an override gives values to one not in use.
+    """
+    used = set()
+    for side in ("encoder", "decoder"):
+        own = (model[f"{side}_mixer"] or model["mixer"])["name"]
+        for name in model[f"{side}_mixers"] or ():
+            if name not in {own, *model["mixers"]}:
+                known = suggest(name, {own, *model["mixers"]})
+                raise ConfigError(f"model.{side}_mixers has {name!r}; {known}")
+            used |= {name} - {own}
+    model["mixers"] = {name: each for name, each in model["mixers"].items() if name in used}
+    for word in overrides:
+        match = re.match(r"\+{0,2}(?:model/mixer@)?model\.mixers\.(\w+)", word)
+        if match and match[1] not in used:
+            raise ConfigError(
+                f"model.mixers.{match[1]} is not in use; name {match[1]} in "
+                f"model.encoder_mixers or model.decoder_mixers, or change model.mixer"
+            )
 
 
 def _parse_options(arguments: list[str]) -> Namespace:

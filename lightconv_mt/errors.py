@@ -1,5 +1,8 @@
 """Errors a user can fix; the command line prints them as one line, without a traceback."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class LcmtError(Exception):
     """Base of every error whose message tells a user what to do.
@@ -45,3 +48,10 @@ class ProcessError(LcmtError):
     """Another process of the same training run is gone or does not answer."""
 
     exit_code = 7
+
+
+def suggest(given: str, options: Iterable[str]) -> str:
+    """The nearest option as a question, or all of them, as the end of an error message."""
+    names = sorted(options)
+    close = get_close_matches(given, names, n=1)
+    return f"did you mean {close[0]}?" if close else f"choose one of {', '.join(names)}"

@@ -16,9 +16,9 @@ from omegaconf.errors import (
 from yaml import YAMLError
 from yaml.error import Mark, MarkedYAMLError
 
-from lightconv_mt.errors import ConfigError
+from lightconv_mt.errors import ConfigError, suggest
 from lightconv_mt.overview import group_names
-from lightconv_mt.typed import Registers, expected, suggest, types_at, unknown_key
+from lightconv_mt.typed import Registers, expected, types_at, unknown_key, without_none
 
 _REFUSED = re.compile(
     r"(?:Could not override '|Error merging override )"
@@ -45,8 +45,9 @@ def quote_text(override: str, root: type, *, registers: Registers) -> str:
     types = types_at(root, key.lstrip("+"), registers=registers)
     if str in types or str | None in types:
         return f"{key}={_quoted(value)}"
-    if value[0] != "[" and any(get_origin(kind) is list for kind in types):
-        texts = any(get_args(kind) == (str,) for kind in types)
+    lists = [kind for kind in map(without_none, types) if get_origin(kind) is list]
+    if value[0] != "[" and lists:
+        texts = any(get_args(kind) == (str,) for kind in lists)
         return f"{key}=[{_quoted(value) if texts else value}]"
     return override
 

@@ -1,6 +1,6 @@
 """Plain values to configuration objects and back, and the nearest valid key; needs no torch."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from difflib import get_close_matches
 from enum import Enum
@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from lightconv_mt.errors import ConfigError
+from lightconv_mt.errors import ConfigError, suggest
 
 Root = TypeVar("Root")
 
@@ -70,7 +70,7 @@ def types_at(root: type, key: str, *, registers: Registers) -> list[Any]:
 def expected(kind: Any, key: str) -> str:
     """What to give for a key of some type, as the end of an error message."""
     if get_origin(kind) in (Union, UnionType):
-        return f"{expected(_without_none(kind), key)}, or null"
+        return f"{expected(without_none(kind), key)}, or null"
     if get_origin(kind) is list:
         return f"a list in brackets, each item {expected(get_args(kind)[0], key)}"
     if is_dataclass(kind):
@@ -78,13 +78,6 @@ def expected(kind: Any, key: str) -> str:
     if isinstance(kind, type) and issubclass(kind, Enum):
         return f"one of {', '.join(kind.__members__)}"
     return _SCALARS.get(kind, "keys and values")
-
-
-def suggest(given: str, options: Iterable[str]) -> str:
-    """The nearest option as a question, or all of them, as the end of an error message."""
-    names = sorted(options)
-    close = get_close_matches(given, names, n=1)
-    return f"did you mean {close[0]}?" if close else f"choose one of {', '.join(names)}"
 
 
 def nearest_key(root: type, key: str, *, registers: Registers) -> str | None:
@@ -106,7 +99,7 @@ def unknown_key(root: type, key: str, *, registers: Registers) -> ConfigError:
     """The error for a key that does not exist, or only for another choice of a group."""
     parent, _, name = key.rpartition(".")
     for base, register in registers.values():
-        if base in map(_without_none, types_at(root, parent, registers=registers)):
+        if base in map(without_none, types_at(root, parent, registers=registers)):
             owners = [choice for choice, kind in register.items() if name in get_type_hints(kind)]
             if owners:
                 return ConfigError(
@@ -129,7 +122,7 @@ class _Builder:
 
     def build(self, kind: Any, value: Any, key: str) -> Any:
         if get_origin(kind) in (Union, UnionType):
-            return None if value is None else self.build(_without_none(kind), value, key)
+            return None if value is None else self.build(without_none(kind), value, key)
         if get_origin(kind) is list:
             if not isinstance(value, list):
                 raise _mistyped(kind, value, key)
@@ -161,9 +154,17 @@ class _Builder:
         try:
             return kind(**arguments)
         except ConfigError as error:
-            if not key or f"{key.partition('.')[0]}." in str(error):
-                raise
-            raise ConfigError(f"{key}: {error}") from error
+            message = str(error)
+            if not key or f"{key.partition('.')[0]}." in message:
+                raise ConfigError(self._relocated(message, kind, key)) from error
+            raise ConfigError(f"{key}: {message}") from error
+
+    def _relocated(self, message: str, kind: Any, key: str) -> str:
+        """A message about the key where a group is at home, about that where it stands instead."""
+        for group, (base, _) in self.registers.items():
+            if issubclass(kind, base):
+                return message.replace(f"{group.replace('/', '.')}.", f"{key}.")
+        return message
 
     def _choose(self, kind: Any, value: dict[str, Any], key: str) -> Any:
         for base, register in self.registers.values():
@@ -206,9 +207,15 @@ def _missing_keys(plain: Any, key: str) -> Iterator[str]:
 
 def _children(kind: Any, name: str, registers: Registers) -> list[Any]:
     """Annotations that `kind.name` may have."""
-    kind = _without_none(kind)
+    kind = without_none(kind)
     if get_origin(kind) is dict:
-        return [get_args(kind)[1]]
+        item = get_args(kind)[1]
+        named = [
+            register[name]
+            for base, register in registers.values()
+            if item is base and name in register
+        ]
+        return named or [item]
     hints = map(get_type_hints, _variants(kind, registers))
     return [hint[name] for hint in hints if name in hint]
 
@@ -216,7 +223,7 @@ def _children(kind: Any, name: str, registers: Registers) -> list[Any]:
 def _names_below(root: type, key: str, registers: Registers) -> list[str]:
     """Keys directly below `key`; NAME stands for one that the user chooses."""
     names = []
-    for kind in map(_without_none, types_at(root, key, registers=registers)):
+    for kind in map(without_none, types_at(root, key, registers=registers)):
         names += ["NAME"] if get_origin(kind) is dict else []
         names += [field.name for cls in _variants(kind, registers) for field in fields(cls)]
     return list(dict.fromkeys(names))
@@ -247,7 +254,7 @@ def _variants(kind: Any, registers: Registers) -> list[Any]:
     return [kind] if is_dataclass(kind) else []
 
 
-def _without_none(kind: Any) -> Any:
+def without_none(kind: Any) -> Any:
     """X of `X | None`."""
     if get_origin(kind) not in (Union, UnionType):
         return kind

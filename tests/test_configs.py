@@ -91,6 +91,49 @@ def test_every_mixer_trains_the_demo_and_each_side_may_have_its_own(mixer: str) 
     build(config)
 
 
+def test_mixed_stacks_take_values_of_their_own_and_survive_their_yaml(tmp_path: Path) -> None:
+    line = (
+        "experiment=demo model.encoder_mixers=[dynamicconv,attention,near] "
+        "+model/mixer@model.mixers.near=attention model.mixers.near.encoder_windows=3 "
+        "model.mixers.attention.encoder_windows=3,7,15 model.attention_dropout=0.25 "
+        "model.decoder_mixers=conv"
+    )
+    config = composed("train", line)
+    assert list(config.model.mixers) == ["attention", "conv", "near"]  # those named, no others
+    encoder = [config.model.layer_mixer("encoder", layer) for layer in range(3)]
+    assert encoder[0] is config.model.mixer
+    assert [mixer.encoder_windows for mixer in encoder[1:]] == [[3, 7, 15], [3]]
+    assert [mixer.attention_dropout for mixer in encoder[1:]] == [0.25, 0.25]
+    assert config.model.layer_mixer("decoder", 2).name == "conv"
+    assert build(config).encoder.layers[1].mixer.window == 7
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert real.load_run_config(tmp_path) == config
+    assert composed("train", "experiment=demo").model.mixers == {}
+
+
+def test_an_experiment_may_set_windows_and_mix_mixers(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [demo, override /model/mixer: attention, _self_]\n"
+        "model:\n"
+        "  mixer:\n"
+        "    decoder_windows: ${per_layer:[3,7],${model.decoder_layers}}\n"
+        "  encoder_mixers: [conv, lightconv, attention]\n"
+        "  mixers:\n"
+        "    lightconv:\n"
+        "      encoder_kernel_sizes: [9]\n"
+    )
+    line = f"--config-dir {tmp_path} experiment=mine"
+    model = composed("train", line).model
+    assert (model.mixer.encoder_windows, model.mixer.decoder_windows) == (None, [3, 7, 7])
+    names = [model.layer_mixer("encoder", layer).name for layer in range(3)]
+    assert names == ["conv", "lightconv", "attention"]
+    assert model.layer_mixer("encoder", 1).encoder_kernel_sizes == [9]
+    again = composed("train", f"{line} model.mixer.decoder_windows=null model.encoder_mixers=null")
+    assert (again.model.mixer.decoder_windows, again.model.mixers) == (None, {})
+
+
 @pytest.mark.parametrize("command", ROOTS)
 def test_the_torch_free_twins_are_the_real_classes(command: str) -> None:
     root, registers = read_root(ROOTS[command])
@@ -144,6 +187,31 @@ def test_the_torch_free_twins_are_the_real_classes(command: str) -> None:
         ("model.mixer.encoder_kernel_sizes=[3,a,7]", "encoder_kernel_sizes"),
         ("model.num_heads=5", "5 heads"),
         ("model/mixer=attention model.mixer.weight_dropout=0.1", "model.mixer has no key weight"),
+        ("model.mixer.encoder_windows=[3]", "encoder_windows here; it belongs to attention"),
+        ("model.mixer.query=residual", "model.mixer.query is 'residual'; give one of convolved"),
+        (
+            "model.mixer.normalize=false model.mixer.renormalize_edges=true",
+            "renormalize_edges needs the softmax",
+        ),
+        ("model/mixer=kernel_attention model.mixer.temperature=0", "model.mixer.temperature is 0"),
+        ("model.encoder_mixers=[attentoin]", "has 'attentoin'; did you mean attention?"),
+        ("model.encoder_mixers=conv,conv,conv", "model.encoder_mixers has 'conv,conv,conv'"),
+        ("model.decoder_mixers=[conv,conv]", "has 2 names but model.decoder_layers is 3"),
+        ("model.encoder_mixrs=[conv]", "did you mean model.encoder_mixers?"),
+        ("model.mixers.conv.encoder_kernel_sizes=[5]", "model.mixers.conv is not in use; name"),
+        ("+model/mixer@model.mixers.near=attention", "model.mixers.near is not in use; name near"),
+        (
+            "model.encoder_mixers=[conv] model.mixers.conv.encoder_kernel_sizes=[5,5]",
+            "model.mixers.conv.encoder_kernel_sizes has 2 widths but model.encoder_layers is 3",
+        ),
+        (
+            "model.encoder_mixers=[attention] model.mixers.attention.num_heads=-1",
+            "model.mixers.attention.num_heads is -1; give a positive",
+        ),
+        (
+            "model.encoder_mixers=[attention] model.mixers.attention.encoder_window=[7]",
+            "encoder_window; did you mean model.mixers.attention.encoder_windows?",
+        ),
         ("tokenizer.vocabulary=separate", "model.tying=all needs one vocabulary"),
         ("runtime.device=cpu runtime.precision=fp16", "fp16 needs a GPU"),
         ("batch.max_length=9999", "batch.max_length is 9999, more than batch.max_tokens"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightconv_mt.mixers import MIXERS
-from lightconv_mt.mixers.conv import ConvMixerConfig
+from lightconv_mt.mixers.conv_block import ConvBlockConfig
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops import Backend
 from lightconv_mt.train.loss import LabelSmoothedLoss
@@ -17,7 +17,7 @@ def losses(mixer: str, backend: Backend, device: str, *, steps: int = STEPS) -> 
     """Mean loss of a target token at every step, on sentences to be turned around."""
     torch.manual_seed(5)
     mixer_config = MIXERS[mixer]()
-    assert isinstance(mixer_config, ConvMixerConfig)
+    assert isinstance(mixer_config, ConvBlockConfig)
     mixer_config.encoder_kernel_sizes = mixer_config.decoder_kernel_sizes = [3, 7]
     mixer_config.weight_dropout = 0.1
     config = ModelConfig(

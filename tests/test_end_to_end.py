@@ -77,7 +77,7 @@ def configure(data: CorpusConfig, tmp_path: Path) -> Configure:
     ) -> TrainRunConfig:
         mixer_values = (
             {}
-            if mixer == "attention"
+            if mixer in ("attention", "average_attention")
             else {"encoder_kernel_sizes": [5], "decoder_kernel_sizes": [5]}
         )
         defaults: dict[str, Any] = {

@@ -72,7 +72,7 @@ def configure(
         tokenizer=TokenizerConfig(vocab_size=300, sampling=sampling),
         batch=BatchConfig(max_tokens=256, max_length=64, num_workers=workers),
         model=ModelConfig(
-            mixer=MIXERS[mixer](**({} if mixer == "attention" else widths)),
+            mixer=MIXERS[mixer](**({} if "attention" in mixer else widths)),
             dim=16,
             ffn_dim=16,
             num_heads=2,

@@ -7,24 +7,47 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightconv_mt.errors import ConfigError
-from lightconv_mt.mixers.base import MixerConfig, MixerSlot, MixerState, TokenMixer, register_mixer
+from lightconv_mt.mixers.base import (
+    MixerConfig,
+    MixerSlot,
+    MixerState,
+    TokenMixer,
+    check_positive,
+    check_probabilities,
+    check_widths,
+    per_layer,
+    register_mixer,
+)
+from lightconv_mt.ops.window_attention import window_attention
 
 
 @register_mixer
 @dataclass(kw_only=True)
 class AttentionConfig(MixerConfig):
-    """Full self-attention."""
+    """Self-attention to everything, or to a window per layer as wide as a convolution's kernel."""
 
     name: str = "attention"
+    encoder_windows: list[int] | None = None  # one for each layer, or one for all; None: everything
+    decoder_windows: list[int] | None = None
     num_heads: int | None = None  # None: the heads of the side's source attention
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.attention_dropout < 1.0:
-            raise ConfigError(
-                f"model.mixer.attention_dropout is {self.attention_dropout}; "
-                f"give a probability in [0, 1)"
-            )
+        for key in ("encoder_windows", "decoder_windows"):
+            if getattr(self, key) is not None:
+                check_widths(self, key)
+        check_positive(self, "num_heads")
+        check_probabilities(self, "attention_dropout")
+
+    def check_layers(self, *, side: str, num_layers: int) -> None:
+        """Check the number of windows of a side."""
+        self.windows(side=side, num_layers=num_layers)
+
+    def windows(self, *, side: str, num_layers: int) -> list[int] | None:
+        """Positions that each layer of a side sees, or None for all of them."""
+        key = f"{side}_windows"
+        widths = getattr(self, key)
+        return widths and per_layer(key, widths, side=side, num_layers=num_layers)
 
     def build(self, *, dim: int, slot: MixerSlot) -> "AttentionMixer":
         """Build the mixer for one layer of one side."""
@@ -32,12 +55,20 @@ class AttentionConfig(MixerConfig):
 
 
 class AttentionMixer(TokenMixer):
-    """Scaled dot-product attention to all positions (encoder) or those so far (decoder)."""
+    """Scaled dot-product attention to all positions (encoder) or those so far (decoder).
+
+    With a window of k only k of them: those around a position, or the last ones with itself.
+
+    Cost: 4 C^2 + 4 C parameters, 4 C^2 + 2 T C + 2 C multiply-adds a token; where T is long a
+    window puts 2 (max(k, 32) + k - 1) C in place of 2 T C.
+    """
 
     def __init__(self, config: AttentionConfig, *, dim: int, slot: MixerSlot) -> None:
         """Build the four projections."""
         super().__init__()
-        self.config, self.slot = config, slot
+        self.slot, self.attention_dropout = slot, config.attention_dropout
+        windows = config.windows(side=slot.side, num_layers=slot.num_layers)
+        self.window = windows[slot.layer] if windows else None
         self.num_heads = config.num_heads or slot.num_heads
         if dim % self.num_heads:
             raise ConfigError(
@@ -54,16 +85,23 @@ class AttentionMixer(TokenMixer):
         query, key, value = (
             split_heads(part(x), self.num_heads) for part in (self.query, self.key, self.value)
         )
-        # Targets are padded on the right, so the causal mask alone keeps real positions clear of
-        # padding.
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=None if self.slot.causal else mask[:, None, None, :],
-            is_causal=self.slot.causal,
-            dropout_p=self.config.attention_dropout if self.training else 0.0,
-        )
+        dropout = self.attention_dropout if self.training else 0.0
+        if self.window is not None:
+            left = self.window - 1 if self.slot.causal else self.window // 2
+            mixed = window_attention(
+                query, key, value, mask, window=self.window, padding_left=left, dropout=dropout
+            )
+        else:
+            # Targets are padded on the right, so the causal mask alone keeps real positions clear
+            # of padding.
+            mixed = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=None if self.slot.causal else mask[:, None, None, :],
+                is_causal=self.slot.causal,
+                dropout_p=dropout,
+            )
         return self.output_projection(merge_heads(mixed))
 
     def initial_state(self, batch_size: int) -> MixerState:
@@ -73,7 +111,7 @@ class AttentionMixer(TokenMixer):
         return (empty, empty)
 
     def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        """Mix T new positions (N, T, C) after the t remembered ones."""
+        """Mix T new positions (N, T, C) after the t remembered ones, at most window - 1."""
         query, new_key, new_value = (
             split_heads(part(x), self.num_heads) for part in (self.query, self.key, self.value)
         )
@@ -81,10 +119,14 @@ class AttentionMixer(TokenMixer):
         value = torch.cat([state[1].to(new_value.dtype), new_value], dim=2)
         new, total = query.shape[2], key.shape[2]
         visible = torch.ones(new, total, dtype=torch.bool, device=x.device).tril(total - new)
+        if self.window is not None:
+            visible = visible.triu(total - new - self.window + 1)
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=visible if new > 1 else None
         )
-        return self.output_projection(merge_heads(mixed)), (key, value)
+        forgotten = 0 if self.window is None else max(0, total - self.window + 1)
+        state = (key[:, :, forgotten:], value[:, :, forgotten:])
+        return self.output_projection(merge_heads(mixed)), state
 
 
 def attention_projection(inputs: int, outputs: int) -> nn.Linear:

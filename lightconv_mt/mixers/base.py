@@ -21,6 +21,7 @@ class MixerSlot:
     num_layers: int
     causal: bool
     num_heads: int
+    ffn_dim: int
     backend: Backend = Backend.auto
 
     @property
@@ -100,3 +101,30 @@ def per_layer(key: str, values: list[int], *, side: str, num_layers: int) -> lis
             f"give one width per layer, or a single one for all"
         )
     return values
+
+
+def check_widths(config: MixerConfig, *keys: str) -> None:
+    """Raise ConfigError unless each field holds at least one width, all of them 1 or more."""
+    for key in keys:
+        widths = getattr(config, key)
+        if not widths or min(widths) < 1:
+            raise ConfigError(
+                f"model.mixer.{key} is {widths}; give at least one width, each 1 or more"
+            )
+
+
+def check_probabilities(config: MixerConfig, *keys: str) -> None:
+    """Raise ConfigError unless each field lies in [0, 1)."""
+    for key in keys:
+        if not 0.0 <= getattr(config, key) < 1.0:
+            raise ConfigError(
+                f"model.mixer.{key} is {getattr(config, key)}; give a probability in [0, 1)"
+            )
+
+
+def check_positive(config: MixerConfig, *keys: str) -> None:
+    """Raise ConfigError unless each field is None or more than zero."""
+    for key in keys:
+        value = getattr(config, key)
+        if value is not None and not value > 0:
+            raise ConfigError(f"model.mixer.{key} is {value}; give a positive number")

@@ -1,42 +1,72 @@
 """DynamicConv: kernels predicted from the current token (Wu et al., 2019, section 4)."""
 
 from dataclasses import dataclass
+from enum import Enum
 
+import torch
 from torch import Tensor, nn
 
-from lightconv_mt.mixers.base import MixerSlot, register_mixer
-from lightconv_mt.mixers.conv import ConvMixer, ConvMixerConfig
-from lightconv_mt.ops import dynamicconv, dynamicconv_step
+from lightconv_mt.errors import ConfigError
+from lightconv_mt.mixers.base import MixerSlot, MixerState, register_mixer
+from lightconv_mt.mixers.conv_block import ConvBlock, ConvBlockConfig
+from lightconv_mt.ops import dynamicconv, dynamicconv_step, mask_outside_taps
+
+
+class Query(Enum):
+    """What kernels are predicted from: what is convolved there, or what the mixer was given."""
+
+    convolved = "convolved"
+    input = "input"
 
 
 @register_mixer
 @dataclass(kw_only=True)
-class DynamicConvConfig(ConvMixerConfig):
-    """Dynamic convolution; fields as `ConvMixerConfig`."""
+class DynamicConvConfig(ConvBlockConfig):
+    """Dynamic convolution; fields as `ConvBlockConfig`, and options of fairseq's module."""
 
     name: str = "dynamicconv"
+    normalize: bool = True  # softmax over the taps of a kernel
+    renormalize_edges: bool = False  # over those alone that lie in the sentence
+    query: Query = Query.convolved
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.renormalize_edges and not self.normalize:
+            raise ConfigError(
+                "model.mixer.renormalize_edges needs the softmax; set model.mixer.normalize=true"
+            )
 
     def build(self, *, dim: int, slot: MixerSlot) -> "DynamicConvMixer":
         """Build the mixer for one layer of one side."""
         return DynamicConvMixer(self, dim=dim, slot=slot)
 
 
-class DynamicConvMixer(ConvMixer):
-    """Each position's (H, K) kernels are a linear function of what is convolved there."""
+class DynamicConvMixer(ConvBlock):
+    """Each position's (H, K) kernels are a linear function of what is convolved there.
+
+    Cost: C H K parameters and C H K + C K multiply-adds a token beside the projections of
+    `ConvBlock`.
+    """
 
     def __init__(self, config: DynamicConvConfig, *, dim: int, slot: MixerSlot) -> None:
         """Build with the kernel predictor at nn.Linear's own initialisation, as fairseq's."""
         super().__init__(config, dim=dim, slot=slot)
+        self.config = config
         self.kernel_predictor = nn.Linear(
-            self.conv_dim, self.num_heads * self.kernel_size, bias=False
+            self.conv_dim if config.query is Query.convolved else dim,
+            self.num_heads * self.kernel_size,
+            bias=False,
         )
 
-    def convolve(self, x: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, source: Tensor, mask: Tensor) -> Tensor:
         """Convolve (B, T, conv_dim)."""
-        dropout, seed = self._weight_dropout()
+        weight = self.predict_kernels(x, source.masked_fill(~mask[..., None], 0.0))
+        if self.config.renormalize_edges:
+            weight = mask_outside_taps(weight, self.padding_left, mask)
+        dropout, seed = self._dropped()
         return dynamicconv(
             x,
-            self.predict_kernels(x),
+            weight,
             padding_left=self.padding_left,
             normalize=self.config.normalize,
             dropout=dropout,
@@ -44,17 +74,27 @@ class DynamicConvMixer(ConvMixer):
             backend=self.slot.backend,
         )
 
-    def convolve_step(self, x: Tensor, ring: Tensor, position: Tensor) -> Tensor:
+    def convolve_step(
+        self, x: Tensor, source: Tensor, state: MixerState
+    ) -> tuple[Tensor, MixerState]:
         """Convolve T new positions."""
-        return dynamicconv_step(
-            x,
-            ring,
-            position,
-            self.predict_kernels(x),
-            normalize=self.config.normalize,
-            backend=self.slot.backend,
-        )
+        ring, position = state
+        weight = self.predict_kernels(x, source)
+        if self.config.renormalize_edges:
+            tap = torch.arange(self.kernel_size, device=x.device)
+            reached = position[:, None] + torch.arange(x.shape[1], device=x.device)  # (N, T)
+            outside = tap < self.kernel_size - 1 - reached[..., None]  # (N, T, K)
+            weight = weight.masked_fill(outside[:, :, None], float("-inf"))
+        normalize, backend = self.config.normalize, self.slot.backend
+        y = dynamicconv_step(x, ring, position, weight, normalize=normalize, backend=backend)
+        return y, ()
 
-    def predict_kernels(self, x: Tensor) -> Tensor:
-        """Raw kernels for x (B, T, conv_dim): (B, T, H, K), before the softmax."""
-        return self.kernel_predictor(x).unflatten(-1, (self.num_heads, self.kernel_size))
+    def predict_kernels(self, x: Tensor, source: Tensor) -> Tensor:
+        """Raw kernels (B, T, H, K), before the softmax.
+
+        Args:
+            x: (B, T, conv_dim), what is convolved.
+            source: (B, T, C), what the mixer was given.
+        """
+        query = x if self.config.query is Query.convolved else source
+        return self.kernel_predictor(query).unflatten(-1, (self.num_heads, self.kernel_size))

@@ -2,55 +2,28 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-
 from lightconv_mt.mixers.base import MixerSlot, register_mixer
-from lightconv_mt.mixers.conv import ConvMixer, ConvMixerConfig
-from lightconv_mt.ops import lightconv, lightconv_step
+from lightconv_mt.mixers.conv_block import ConvBlockConfig
+from lightconv_mt.mixers.depthwise import DepthwiseMixer
 
 
 @register_mixer
 @dataclass(kw_only=True)
-class LightConvConfig(ConvMixerConfig):
-    """Lightweight convolution; fields as `ConvMixerConfig`."""
+class LightConvConfig(ConvBlockConfig):
+    """Lightweight convolution; fields as `ConvBlockConfig`."""
 
     name: str = "lightconv"
+    normalize: bool = True  # softmax over the taps of a kernel
 
     def build(self, *, dim: int, slot: MixerSlot) -> "LightConvMixer":
         """Build the mixer for one layer of one side."""
         return LightConvMixer(self, dim=dim, slot=slot)
 
 
-class LightConvMixer(ConvMixer):
-    """Every position meets the same (H, K) kernels; channel c uses head c // (C / H)."""
+class LightConvMixer(DepthwiseMixer):
+    """Depthwise convolution whose channels share H kernels, each with a softmax over its taps."""
 
     def __init__(self, config: LightConvConfig, *, dim: int, slot: MixerSlot) -> None:
-        """Build with kernels drawn as fairseq draws its (H, 1, K) ones."""
+        """Build as `DepthwiseMixer`."""
         super().__init__(config, dim=dim, slot=slot)
-        self.kernel = nn.Parameter(torch.empty(self.num_heads, self.kernel_size))
-        nn.init.xavier_uniform_(self.kernel[:, None])
-
-    def convolve(self, x: Tensor) -> Tensor:
-        """Convolve (B, T, conv_dim)."""
-        dropout, seed = self._weight_dropout()
-        return lightconv(
-            x,
-            self.kernel,
-            padding_left=self.padding_left,
-            normalize=self.config.normalize,
-            dropout=dropout,
-            seed=seed,
-            backend=self.slot.backend,
-        )
-
-    def convolve_step(self, x: Tensor, ring: Tensor, position: Tensor) -> Tensor:
-        """Convolve T new positions."""
-        return lightconv_step(
-            x,
-            ring,
-            position,
-            self.kernel,
-            normalize=self.config.normalize,
-            backend=self.slot.backend,
-        )
+        self.normalize = config.normalize

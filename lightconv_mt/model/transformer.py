@@ -1,12 +1,13 @@
 """The encoder-decoder: joins both, with encoding and decoding as separate methods."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from enum import Enum
 
 import torch
 from torch import Tensor, nn
 
-from lightconv_mt.errors import ConfigError
+from lightconv_mt.errors import ConfigError, suggest
 from lightconv_mt.mixers import MixerConfig, MixerSlot
 from lightconv_mt.model.decoder import Decoder, DecoderLayer, DecoderState
 from lightconv_mt.model.embedding import FIRST_POSITION, TokenEmbedding, token_positions
@@ -25,11 +26,17 @@ class Tying(Enum):
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """Sizes and dropouts of the encoder-decoder; a decoder size of None is the encoder's."""
+    """Sizes and dropouts of the encoder-decoder; a decoder size of None is the encoder's.
+
+    A stack of several mixers lists a name for each layer, from the first one up: that of the side's
+    own mixer, or a key of `mixers`.
+    """
 
     mixer: MixerConfig
     encoder_mixer: MixerConfig | None = None  # None: mixer
     decoder_mixer: MixerConfig | None = None
+    encoder_mixers: list[str] | None = None  # None: encoder_mixer in every layer
+    decoder_mixers: list[str] | None = None
     dim: int = 512
     ffn_dim: int = 2048
     num_heads: int = 8
@@ -43,6 +50,7 @@ class ModelConfig:
     dropout: float = 0.1
     attention_dropout: float = 0.0
     relu_dropout: float = 0.0
+    mixers: dict[str, MixerConfig] = field(default_factory=dict)  # what else the lists name
 
     def __post_init__(self) -> None:
         for key in ("dim", "ffn_dim", "num_heads", "encoder_layers", "decoder_layers"):
@@ -71,12 +79,37 @@ class ModelConfig:
                 f"but model.dim is {self.dim} and model.decoder_dim {dim}; "
                 f"set model.tying=decoder"
             )
-        (self.encoder_mixer or self.mixer).check_layers(
-            side="encoder", num_layers=self.encoder_layers
-        )
-        (self.decoder_mixer or self.mixer).check_layers(
-            side="decoder", num_layers=self.decoder_layers
-        )
+        for side in ("encoder", "decoder"):
+            for key, mixer in self._used_mixers(side):
+                try:
+                    mixer.check_layers(side=side, num_layers=getattr(self, f"{side}_layers"))
+                except ConfigError as error:
+                    raise ConfigError(str(error).replace("model.mixer.", f"{key}.")) from error
+
+    def layer_mixer(self, side: str, layer: int) -> MixerConfig:
+        """The mixer of one layer of a side, encoder or decoder."""
+        used = [mixer for _, mixer in self._used_mixers(side)]
+        return used[layer % len(used)]
+
+    def _used_mixers(self, side: str) -> Iterator[tuple[str, MixerConfig]]:
+        """Key and configuration of every layer's mixer; only one if they are all the same."""
+        own_key = f"model.{side}_mixer" if getattr(self, f"{side}_mixer") else "model.mixer"
+        own = getattr(self, f"{side}_mixer") or self.mixer
+        names, key = getattr(self, f"{side}_mixers"), f"model.{side}_mixers"
+        if names is None:
+            names = [own.name]
+        elif len(names) not in (1, getattr(self, f"{side}_layers")):
+            raise ConfigError(
+                f"{key} has {len(names)} names but model.{side}_layers is "
+                f"{getattr(self, f'{side}_layers')}; give one mixer per layer, or one for all"
+            )
+        for name in names:
+            if name == own.name:
+                yield own_key, own
+            elif name in self.mixers:
+                yield f"model.mixers.{name}", self.mixers[name]
+            else:
+                raise ConfigError(f"{key} has {name!r}; {suggest(name, {own.name, *self.mixers})}")
 
 
 class Seq2SeqTransformer(nn.Module):
@@ -200,10 +233,11 @@ def _encoder_layer(config: ModelConfig, layer: int, backend: Backend) -> Encoder
         num_layers=config.encoder_layers,
         causal=False,
         num_heads=config.num_heads,
+        ffn_dim=config.ffn_dim,
         backend=backend,
     )
     return EncoderLayer(
-        (config.encoder_mixer or config.mixer).build(dim=config.dim, slot=slot),
+        config.layer_mixer("encoder", layer).build(dim=config.dim, slot=slot),
         FeedForward(config.dim, config.ffn_dim, relu_dropout=config.relu_dropout),
         dim=config.dim,
         pre_norm=config.pre_norm,
@@ -213,17 +247,21 @@ def _encoder_layer(config: ModelConfig, layer: int, backend: Backend) -> Encoder
 
 def _decoder_layer(config: ModelConfig, layer: int, backend: Backend) -> DecoderLayer:
     dim, heads = config.decoder_dim or config.dim, config.decoder_num_heads or config.num_heads
+    ffn_dim = config.decoder_ffn_dim or config.ffn_dim
     slot = MixerSlot(
-        layer=layer, num_layers=config.decoder_layers, causal=True, num_heads=heads, backend=backend
+        layer=layer,
+        num_layers=config.decoder_layers,
+        causal=True,
+        num_heads=heads,
+        ffn_dim=ffn_dim,
+        backend=backend,
     )
     return DecoderLayer(
-        (config.decoder_mixer or config.mixer).build(dim=dim, slot=slot),
+        config.layer_mixer("decoder", layer).build(dim=dim, slot=slot),
         SourceAttention(
             dim, config.dim, num_heads=heads, attention_dropout=config.attention_dropout
         ),
-        FeedForward(
-            dim, config.decoder_ffn_dim or config.ffn_dim, relu_dropout=config.relu_dropout
-        ),
+        FeedForward(dim, ffn_dim, relu_dropout=config.relu_dropout),
         dim=dim,
         pre_norm=config.pre_norm,
         dropout=config.dropout,

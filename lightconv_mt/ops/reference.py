@@ -111,24 +111,27 @@ def normalized_taps(
     return taps
 
 
-def mask_outside_taps(weight: Tensor, padding_left: int) -> Tensor:
-    """Set raw weights of taps outside the sequence to -inf: softmax over the taps inside.
+def mask_outside_taps(weight: Tensor, padding_left: int, mask: Tensor | None = None) -> Tensor:
+    """Set raw weights of taps outside the sentence to -inf: softmax over the taps inside.
 
-    This is fairseq's `renorm_padding`; the paper keeps the softmax over all taps.
+    This is fairseq's `renorm_padding`; the paper keeps the softmax over all taps. A position's own
+    tap is always inside, so that the softmax of padding stays finite.
 
     Args:
         weight: (B, T, H, K) before the softmax.
         padding_left: as in `lightconv_reference`.
+        mask: (B, T) bool, True = real token; None: all are.
 
     Returns:
         (B, T, H, K).
     """
-    time, width = weight.shape[1], weight.shape[3]
-    position = torch.arange(time, device=weight.device)[:, None] + torch.arange(
-        width, device=weight.device
-    )
-    inside = (position >= padding_left) & (position < time + padding_left)  # (T, K)
-    return weight.masked_fill(~inside[:, None], float("-inf"))
+    width = weight.shape[3]
+    if mask is None:
+        mask = torch.ones(weight.shape[:2], dtype=torch.bool, device=weight.device)
+    padded = F.pad(mask, (padding_left, width - 1 - padding_left))
+    inside = padded.unfold(1, width, 1).clone()  # (B, T, K)
+    inside[..., padding_left] = True
+    return weight.masked_fill(~inside[:, :, None], float("-inf"))
 
 
 def _convolve(x: Tensor, taps: Tensor, padding_left: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Pictures of what a model has learned: convolution kernels and source attention."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,11 +9,27 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lightconv_mt.data.batching import Batch
+from lightconv_mt.mixers.depthwise import DepthwiseMixer
 from lightconv_mt.mixers.dynamicconv import DynamicConvMixer
-from lightconv_mt.mixers.lightconv import LightConvMixer
 from lightconv_mt.model.layers import SourceAttention
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops.reference import normalized_taps
+
+MOST_LABELS = 64  # of rows; of more, some are left out
+
+
+class Panel(NamedTuple):
+    """One heat map.
+
+    Attributes:
+        name: of the module it shows, such as `encoder.layers.0.mixer`.
+        values: (rows, columns).
+        rows: their labels.
+    """
+
+    name: str
+    values: Tensor
+    rows: Sequence[str]
 
 
 def draw_model(
@@ -29,38 +45,31 @@ def draw_model(
 
     Returns:
         Figures by name: `kernels/<side>` for LightConv (heads by taps, a panel a layer),
-        `kernels/<side>` for DynamicConv (positions by taps of the first head) and
-        `source_attention` (mean over heads, a panel a layer).
+        `kernels/<side>` for DynamicConv (positions by taps of the first head, edges not
+        renormalised) and `source_attention` (mean over heads, a panel a layer).
     """
     predicted, attended = _run(model, batch)
     figures = {}
     for side, pieces in (("encoder", src_pieces), ("decoder", tgt_pieces)):
-        panels: list[tuple[Tensor, Sequence[str]]] = []
+        panels: list[Panel] = []
         for name, mixer in model.get_submodule(side).named_modules(prefix=side):
-            if isinstance(mixer, LightConvMixer):
-                taps = normalized_taps(mixer.kernel.detach(), normalize=mixer.config.normalize)
-                panels.append((taps, [f"head {head}" for head in range(len(taps))]))
+            if isinstance(mixer, DepthwiseMixer):
+                taps = normalized_taps(mixer.kernel.detach(), normalize=mixer.normalize)
+                panels.append(Panel(name, taps, [f"head {head}" for head in range(len(taps))]))
             elif isinstance(mixer, DynamicConvMixer):
                 taps = normalized_taps(predicted[name], normalize=mixer.config.normalize)
-                panels.append((taps[0, :, 0], pieces))
+                panels.append(Panel(name, taps[0, :, 0], pieces))
         if panels:
             figures[f"kernels/{side}"] = _draw(panels, xlabel="tap", columns=None)
-    if attended:
-        panels = [(weights[0].mean(dim=0), tgt_pieces) for weights in attended]
-        figures["source_attention"] = _draw(panels, xlabel="source", columns=src_pieces)
+    panels = [Panel(name, weights[0].mean(dim=0), tgt_pieces) for name, weights in attended.items()]
+    figures["source_attention"] = _draw(panels, xlabel="source", columns=src_pieces)
     return figures
 
 
-def _run(model: Seq2SeqTransformer, batch: Batch) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """DynamicConv kernels (B, T, H, K) by mixer name, source attention (B, H, T, S) by layer."""
+def _run(model: Seq2SeqTransformer, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """DynamicConv kernels (B, T, H, K) and source attention (B, H, T, S), by module name."""
     predicted: dict[str, Tensor] = {}
-    attended: list[Tensor] = []
-
-    def note_attention(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        assert isinstance(module, SourceAttention)
-        x, key, _, src_mask = inputs
-        attended.append(module.weights(x, key, src_mask))
-
+    attended: dict[str, Tensor] = {}
     hooks = []
     for name, module in model.named_modules():
         if isinstance(module, DynamicConvMixer):
@@ -73,6 +82,14 @@ def _run(model: Seq2SeqTransformer, batch: Batch) -> tuple[dict[str, Tensor], li
 
             hooks.append(module.kernel_predictor.register_forward_hook(note_kernels))
         elif isinstance(module, SourceAttention):
+
+            def note_attention(
+                module: nn.Module, inputs: tuple[Any, ...], name: str = name
+            ) -> None:
+                assert isinstance(module, SourceAttention)
+                x, key, _, src_mask = inputs
+                attended[name] = module.weights(x, key, src_mask)
+
             hooks.append(module.register_forward_pre_hook(note_attention))
     try:
         with torch.inference_mode():
@@ -83,17 +100,19 @@ def _run(model: Seq2SeqTransformer, batch: Batch) -> tuple[dict[str, Tensor], li
     return predicted, attended
 
 
-def _draw(
-    panels: list[tuple[Tensor, Sequence[str]]], *, xlabel: str, columns: Sequence[str] | None
-) -> Figure:
-    """One heat map a layer, side by side; rows are labelled on the first, columns on all."""
+def _draw(panels: list[Panel], *, xlabel: str, columns: Sequence[str] | None) -> Figure:
+    """One heat map a layer, side by side; rows are labelled where they change, columns on all."""
     figure = Figure(figsize=(3.2 * len(panels), 4.0), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(panels)))
-    for layer, (axis, (values, rows)) in enumerate(zip(axes, panels, strict=True)):
-        axis.imshow(values.float().cpu().numpy(), aspect="auto", cmap="viridis", vmin=0.0)
-        axis.set_title(f"layer {layer + 1}")
+    labelled: Sequence[str] = ()
+    for axis, (name, tensor, rows) in zip(axes, panels, strict=True):
+        values = tensor.float().cpu().numpy()
+        axis.imshow(values, aspect="auto", cmap="viridis", vmin=min(0.0, values.min()))
+        axis.set_title(f"layer {int(name.split('.')[2]) + 1}")
         axis.set_xlabel(xlabel)
-        axis.set_yticks(range(len(rows)), rows if layer == 0 else [""] * len(rows), fontsize=7)
+        ticks = range(0, len(rows), 1 + len(rows) // MOST_LABELS)
+        axis.set_yticks(ticks, [rows[row] if rows != labelled else "" for row in ticks], fontsize=7)
+        labelled = rows
         if columns is not None:
             axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
     return figure

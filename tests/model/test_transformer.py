@@ -9,7 +9,9 @@ from torch import Tensor
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.mixers.attention import AttentionConfig
-from lightconv_mt.mixers.dynamicconv import DynamicConvConfig
+from lightconv_mt.mixers.conv import ConvConfig
+from lightconv_mt.mixers.conv_block import ConvBlockConfig
+from lightconv_mt.mixers.dynamicconv import DynamicConvConfig, DynamicConvMixer
 from lightconv_mt.mixers.lightconv import LightConvConfig
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
 
@@ -20,7 +22,7 @@ def build(
     mixer: str = "dynamicconv", *, src_vocab: int = 20, tgt_vocab: int = 20, **values: Any
 ) -> Seq2SeqTransformer:
     mixer_config = MIXERS[mixer]()
-    if isinstance(mixer_config, LightConvConfig | DynamicConvConfig):
+    if isinstance(mixer_config, ConvBlockConfig):
         mixer_config.encoder_kernel_sizes = [3, 4]
         mixer_config.decoder_kernel_sizes = [5]
     values = {
@@ -151,6 +153,105 @@ def test_each_side_may_have_its_own_mixer() -> None:
     model = build(encoder_mixer=AttentionConfig())
     kinds = [type(layer.mixer).__name__ for layer in [*model.encoder.layers, *model.decoder.layers]]
     assert kinds == ["AttentionMixer"] * 2 + ["DynamicConvMixer"] * 3
+
+
+def test_a_stack_may_mix_mixers() -> None:
+    mixers = {
+        "attention": AttentionConfig(encoder_windows=[3, 5, 7, 11], decoder_windows=[4]),
+        "conv": ConvConfig(encoder_kernel_sizes=[9]),
+        "near": AttentionConfig(encoder_windows=[1]),
+    }
+    model = build(
+        encoder_layers=4,
+        encoder_mixers=["conv", "near", "lightconv", "attention"],
+        encoder_mixer=LightConvConfig(encoder_kernel_sizes=[3, 5, 7, 9]),
+        decoder_mixers=["attention", "dynamicconv", "conv"],
+        mixers=mixers,
+    )
+    found = [layer.mixer for layer in [*model.encoder.layers, *model.decoder.layers]]
+    assert [type(mixer).__name__ for mixer in found] == [
+        *("ConvMixer", "AttentionMixer", "LightConvMixer", "AttentionMixer"),
+        *("AttentionMixer", "DynamicConvMixer", "ConvMixer"),
+    ]
+    # Widths are those of the layer in the whole stack.
+    assert (found[1].window, found[2].kernel_size, found[3].window) == (1, 7, 11)
+    src, src_mask = sentences([9, 4])
+    tgt, tgt_mask = sentences([8, 8])
+    state = model.start(model.encode(src, src_mask), src_mask, 1)
+    with torch.no_grad():
+        for time in range(8):
+            logits, state = model.decode_step(tgt[:, time, None], state)
+        whole = model.project(model(src, src_mask, tgt, tgt_mask))
+    torch.testing.assert_close(logits[:, 0], whole[:, -1], rtol=0, atol=1e-12)
+    single = build(
+        encoder_mixers=["dynamicconv"], encoder_mixer=DynamicConvConfig(encoder_kernel_sizes=[3])
+    )
+    assert all(isinstance(layer.mixer, DynamicConvMixer) for layer in single.encoder.layers)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"encoder_mixers": ["conv"] * 3}, "model.encoder_mixers has 3 names but .*layers is 2"),
+        ({"decoder_mixers": []}, "model.decoder_mixers has 0 names"),
+        ({"encoder_mixers": ["covn"]}, "model.encoder_mixers has 'covn'; did you mean conv"),
+        (
+            {"mixers": {"conv": ConvConfig(encoder_kernel_sizes=[3, 5, 7])}},
+            r"model\.mixers\.conv\.encoder_kernel_sizes has 3 widths",
+        ),
+        (
+            {"encoder_mixer": ConvConfig(encoder_kernel_sizes=[3, 5, 7]), "encoder_mixers": None},
+            r"model\.encoder_mixer\.encoder_kernel_sizes has 3 widths",
+        ),
+    ],
+)
+def test_mixed_stacks_that_do_not_fit_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(**{"encoder_mixers": ["conv"], "mixers": {"conv": ConvConfig()}, **values})
+
+
+# Rows of the paper's ablation: mixer, values, the decoder's if another, millions of parameters, and
+# the millions that it prints. There are 6 + 6 layers with attention or its average in the encoder,
+# else 7 + 6, and no GLU.
+NO_GLU = {"encoder_glu": False, "decoder_glu": False}
+NARROW = {"encoder_kernel_sizes": [3], "decoder_kernel_sizes": [3], **NO_GLU}
+ABLATION = [
+    ("attention", {}, None, 209.91, 210),
+    ("attention", {"encoder_windows": [31], "decoder_windows": [31]}, None, 209.91, 210),
+    ("conv", {}, None, 208.84, 208),
+    ("depthwise", NARROW, None, 195.26, 195),
+    ("depthwise", NO_GLU, None, 195.49, 195),
+    ("depthwise", {"num_heads": 16, **NO_GLU}, None, 195.22, 195),
+    ("lightconv", NO_GLU, None, 195.22, 195),
+    ("dynamicconv", NO_GLU, None, 199.59, 200),
+    ("attention", {}, "average_attention", 260.26, 260),
+    ("average_attention", {}, None, 310.61, 310),
+]
+
+
+@pytest.mark.parametrize(("mixer", "values", "decoder", "counted", "printed"), ABLATION)
+def test_big_models_have_the_parameters_of_the_ablation(
+    mixer: str, values: dict[str, Any], decoder: str | None, counted: float, printed: int
+) -> None:
+    """Wu et al. (2019), table 3: two rows are there only if cut off instead of rounded."""
+    with torch.device("meta"):
+        model = Seq2SeqTransformer(
+            ModelConfig(
+                mixer=MIXERS[mixer](**values),
+                decoder_mixer=MIXERS[decoder]() if decoder else None,
+                encoder_layers=6 if "attention" in mixer else 7,
+                dim=1024,
+                ffn_dim=4096,
+                num_heads=16,
+            ),
+            src_vocab_size=32768,
+            tgt_vocab_size=32768,
+            src_pad_id=PAD,
+            tgt_pad_id=PAD,
+        )
+    total = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert total == pytest.approx(counted, abs=0.005)
+    assert printed in (round(total), int(total))
 
 
 @pytest.mark.parametrize(

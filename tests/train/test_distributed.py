@@ -78,6 +78,14 @@ SMOOTH = [
     *("model.dropout=0", "model.attention_dropout=0", "model.mixer.weight_dropout=0"),
     "optim.eps=1e-3",
 ]
+# Every mixer is in one model.
+MIXED = [
+    "model.encoder_mixers=[dynamicconv,average_attention,kernel_attention]",
+    "model.decoder_mixers=[kernel_attention,conv,average_attention,depthwise,attention]",
+    *("model.encoder_layers=3", "model.decoder_layers=5"),
+    *(f"model.mixers.{name}.weight_dropout=0" for name in ("depthwise", "kernel_attention")),
+    "model.mixers.attention.decoder_windows=3",
+]
 
 
 def start(
@@ -131,6 +139,7 @@ def test_the_number_of_processes_changes_no_result_beyond_rounding(
         words = [
             *arguments,
             *SMOOTH,
+            *MIXED,
             f"train.accumulate={accumulate}",
             f"batch.max_sentences={sentences}",
         ]

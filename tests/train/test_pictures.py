@@ -1,5 +1,7 @@
 """Pictures show what the model computes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,23 +9,32 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightconv_mt.data.batching import Batch
-from lightconv_mt.mixers import MIXERS
+from lightconv_mt.mixers import MIXERS, MixerConfig
 from lightconv_mt.mixers.attention import AttentionConfig
-from lightconv_mt.mixers.dynamicconv import DynamicConvConfig, DynamicConvMixer
-from lightconv_mt.mixers.lightconv import LightConvConfig, LightConvMixer
+from lightconv_mt.mixers.conv_block import ConvBlockConfig
+from lightconv_mt.mixers.dynamicconv import DynamicConvMixer
+from lightconv_mt.mixers.lightconv import LightConvMixer
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.train.pictures import draw_model
 
+WIDTHS = [3, 5]
 SRC, TGT = ["a", "b", "c", "</s>"], ["<s>", "x", "y"]
 
 
-def build(mixer: str) -> tuple[Seq2SeqTransformer, Batch]:
+def small(mixer: str, widths: list[int]) -> MixerConfig:
     config = MIXERS[mixer]()
-    if isinstance(config, LightConvConfig | DynamicConvConfig):
-        config.encoder_kernel_sizes, config.decoder_kernel_sizes = [3, 5], [3, 5]
+    if isinstance(config, ConvBlockConfig):
+        config.encoder_kernel_sizes, config.decoder_kernel_sizes = widths, widths
+    return config
+
+
+def build(
+    mixer: str, *, widths: list[int] = WIDTHS, **values: Any
+) -> tuple[Seq2SeqTransformer, Batch]:
+    config = small(mixer, widths)
     sizes = {"dim": 8, "ffn_dim": 12, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
     model = Seq2SeqTransformer(
-        ModelConfig(mixer=config, **sizes),
+        ModelConfig(mixer=config, **{**sizes, **values}),
         src_vocab_size=9,
         tgt_vocab_size=9,
         src_pad_id=1,
@@ -88,3 +99,16 @@ def test_attention_models_have_no_kernels_and_no_hook_is_left() -> None:
     assert set(draw_model(model, batch, src_pieces=SRC, tgt_pieces=TGT)) == {"source_attention"}
     for module in model.modules():
         assert not module._forward_hooks and not module._forward_pre_hooks
+
+
+def test_mixed_stacks_are_drawn_under_their_layers_own_numbers() -> None:
+    names = ["attention", "lightconv", "dynamicconv", "depthwise"]
+    mixers = {name: small(name, [3]) for name in names}
+    model, batch = build(
+        "lightconv", widths=[3], encoder_layers=4, encoder_mixers=names, mixers=mixers
+    )
+    figure = draw_model(model, batch, src_pieces=SRC, tgt_pieces=TGT)["kernels/encoder"]
+    assert [axis.get_title() for axis in figure.axes] == ["layer 2", "layer 3", "layer 4"]
+    found = [[label.get_text() for label in axis.get_yticklabels()] for axis in figure.axes]
+    assert found == [["head 0", "head 1"], SRC, [f"head {head}" for head in range(8)]]
+    assert figure.axes[2].images[0].get_clim()[0] < 0.0  # weights without softmax
