@@ -28,7 +28,7 @@ class Translator:
         precision: str = "fp32",
         kernels: str = "auto",
         threads: int | None = None,
-        max_source_tokens: int = 1024,
+        max_source_tokens: int | None = None,
     ) -> "Translator":
         """Open a run folder.
 
@@ -39,7 +39,7 @@ class Translator:
             precision: fp32 or bf16; fp16 on GPUs.
             kernels: as `runtime.kernels`.
             threads: of the CPU; None is torch's choice.
-            max_source_tokens: longer sources are cut.
+            max_source_tokens: longer sources are cut; None cuts them as in training, or at 1,024.
 
         Raises:
             LcmtError: when there is no such run or checkpoint, or it is damaged.

@@ -28,10 +28,10 @@ from lightconv_mt.data.lines import decode_line, read_lines
 from lightconv_mt.data.tokenizer import TokenizerPair, build_tokenizers
 from lightconv_mt.decode.translator import Translation, Translator
 from lightconv_mt.errors import ConfigError, DataError
+from lightconv_mt.evaluation import check_scoring, read_test_data, score_all, scores_json
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops import resolve_backend
 from lightconv_mt.run_folder import find_checkpoint, lock_run, open_run
-from lightconv_mt.scoring import Score, load_test_set, score
 from lightconv_mt.train.checkpoint import (
     CheckpointStore,
     load_model_tensors,
@@ -48,6 +48,8 @@ from lightconv_mt.typed import to_plain
 from lightconv_mt.validation import Validator
 
 logger = logging.getLogger(__name__)
+
+LONGEST_SOURCE = 1024  # tokens, of models that were trained on whole sources
 
 DTYPES = {
     Precision.fp32: torch.float32,
@@ -98,7 +100,14 @@ def _train(
     )
     sharded = config.runtime.parallel is Parallel.fsdp and not distributed.is_alone
     measured = copy.deepcopy(model) if sharded else model
-    translator = Translator(measured, tokenizers, device=device, precision=precision)
+    translator = Translator(
+        measured,
+        tokenizers,
+        device=device,
+        precision=precision,
+        max_source_tokens=_source_limit(config),
+    )
+    assert config.data.valid is not None
     held_out = list(read_source(config.data.valid, config.data))
     if not held_out:
         raise DataError("data.valid has no sentence pair; give some, training is judged by them")
@@ -174,32 +183,26 @@ def translate(config: TranslateConfig) -> int:
 def evaluate(config: EvalConfig) -> int:
     """Score a run or existing translations and print a line a metric; returns the exit code."""
     start_runtime(config.runtime)
-    src, references, tgt_lang = _test_data(config)
+    data = read_test_data(config)
+    check_scoring(config)
     if config.hyp is not None:
         hypotheses = list(read_lines(config.hyp))
     else:
         assert config.run_dir is not None
-        if src is None:
+        if data.src is None:
             raise DataError(
                 "nothing to translate; give src=FILE and ref=FILE, or test_set and langpair"
             )
         translator = load_translator(
             config.run_dir, config.checkpoint, config.runtime, config.max_source_tokens
         )
-        found = translator.translate(src, config.decode, max_tokens=config.max_tokens)
+        found = translator.translate(data.src, config.decode, max_tokens=config.max_tokens)
         hypotheses = [translation.text for translation in found]
     if config.output is not None:
         _write_whole(Path(config.output), "".join(f"{line}\n" for line in hypotheses))
-    scores = score(
-        hypotheses,
-        references,
-        metrics=[metric.name for metric in config.metrics],
-        tokenize=config.tokenize,
-        lowercase=config.lowercase,
-        tgt_lang=tgt_lang,
-    )
+    scores = score_all(config, hypotheses, data)
     if config.json is not None:
-        _write_whole(Path(config.json), _scores_json(scores))
+        _write_whole(Path(config.json), scores_json(scores))
     for each in scores:
         sys.stdout.write(f"{each.text}\n")
     return 0
@@ -260,7 +263,7 @@ def build_model(
 
 
 def load_translator(
-    run_dir: str, checkpoint: str, runtime: RuntimeConfig, max_source_tokens: int = 1024
+    run_dir: str, checkpoint: str, runtime: RuntimeConfig, max_source_tokens: int | None = None
 ) -> Translator:
     """Open a run folder for translation.
 
@@ -268,7 +271,7 @@ def load_translator(
         run_dir: of a training run.
         checkpoint: auto (average, else best, else last), average, best, last, or a step.
         runtime: where and how precisely to compute.
-        max_source_tokens: longer sources are cut.
+        max_source_tokens: longer sources are cut; None cuts them as in training, or at 1,024.
 
     Raises:
         CheckpointError: when there is no such checkpoint or it is damaged.
@@ -285,8 +288,14 @@ def load_translator(
         tokenizers,
         device=device,
         precision=precision,
-        max_source_tokens=max_source_tokens,
+        max_source_tokens=max_source_tokens or _source_limit(config),
     )
+
+
+def _source_limit(config: TrainRunConfig) -> int:
+    """Tokens of a source, EOS included, that the run's model is given."""
+    kept = config.batch.truncate_source
+    return LONGEST_SOURCE if kept is None else kept + 1
 
 
 def _tokenizers(run_dir: Path, config: TrainRunConfig) -> TokenizerPair:
@@ -334,25 +343,6 @@ def _finish(
         replace_text(run_dir / "bleu.json", json.dumps(results, indent=1) + "\n")
 
 
-def _test_data(config: EvalConfig) -> tuple[list[str] | None, list[list[str]], str | None]:
-    """Source lines, reference streams and target language."""
-    if config.test_set is not None:
-        assert config.langpair is not None
-        src, references = load_test_set(config.test_set, config.langpair)
-        return src, references, config.langpair.split("-")[-1]
-    run = load_run_config(config.run_dir) if config.run_dir is not None else None
-    tgt_lang = run.data.tgt_lang if run is not None else None
-    if config.ref:
-        lines = list(read_lines(config.src)) if config.src is not None else None
-        return lines, [list(read_lines(path)) for path in config.ref], tgt_lang
-    if run is None or run.data.test is None:
-        raise DataError(
-            f"{config.run_dir} has no test set of its own (data.test); give src=FILE and ref=FILE"
-        )
-    pairs = list(read_source(run.data.test, run.data))
-    return [pair.src for pair in pairs], [[pair.tgt for pair in pairs]], tgt_lang
-
-
 @contextmanager
 def _input_lines(path: str | None) -> Iterator[Iterator[str]]:
     if path is not None:
@@ -391,12 +381,3 @@ def _format(number: int, translation: Translation, kind: NbestFormat) -> str:
         nbest = [{"text": text, "score": points} for text, points in translation.nbest]
         return json.dumps({"line": number, "nbest": nbest}, ensure_ascii=False) + "\n"
     return "".join(f"{number}\t{points:.6f}\t{text}\n" for text, points in translation.nbest)
-
-
-def _scores_json(scores: list[Score]) -> str:
-    return (
-        json.dumps(
-            [{"name": s.name, "score": s.value, "signature": s.signature} for s in scores], indent=1
-        )
-        + "\n"
-    )

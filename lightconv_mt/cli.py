@@ -12,7 +12,19 @@ from lightconv_mt import __version__
 from lightconv_mt.errors import LcmtError
 
 # Command, named as its primary config -> class of its configuration.
-ROOTS = {"train": "TrainRunConfig", "translate": "TranslateConfig", "eval": "EvalConfig"}
+ROOTS = {
+    "prepare": "PrepareConfig",
+    "train": "TrainRunConfig",
+    "translate": "TranslateConfig",
+    "eval": "EvalConfig",
+}
+
+SIGNALLED = 128  # exit codes above it say which signal stopped a run
+
+
+def prepare() -> int:
+    """Run `lcmt-prepare`; returns the exit code."""
+    return main("prepare", sys.argv[1:])
 
 
 def train() -> int:
@@ -34,7 +46,7 @@ def main(command: str, arguments: list[str]) -> int:
     """Run a command.
 
     Args:
-        command: train, translate or eval.
+        command: prepare, train, translate or eval.
         arguments: the words after its name on the command line.
 
     Returns:
@@ -63,12 +75,22 @@ def _compose_and_run(command: str, arguments: list[str]) -> int:
     configs = compose(command, arguments, root=root, registers=registers)
     for plain in configs:  # all of them before the first runs, and before torch is imported
         build_typed(root, plain, registers=registers)
-    return max((_guarded(partial(_run, command, plain)) for plain in configs), default=0)
+    worst = 0
+    for plain in configs:
+        code = _guarded(partial(_run, command, plain))
+        worst = max(worst, code)
+        if code > SIGNALLED:  # it asks all of a sweep to stop
+            break
+    return worst
 
 
 def _run(command: str, plain: dict[str, Any]) -> int:
     from lightconv_mt import assemble, config
 
+    if command == "prepare":
+        from lightconv_mt.preparation import prepare_data
+
+        return prepare_data(config.to_typed(config.PrepareConfig, plain))
     if command == "train":
         return assemble.train(config.to_typed(config.TrainRunConfig, plain))
     if command == "translate":

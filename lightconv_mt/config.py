@@ -46,11 +46,14 @@ class Precision(Enum):
 
 
 class Metric(Enum):
-    """SacreBLEU's metrics."""
+    """SacreBLEU's metrics, and those of summaries."""
 
     bleu = "bleu"
     chrf = "chrf"
     ter = "ter"
+    rouge1 = "rouge1"
+    rouge2 = "rouge2"
+    rougeL = "rougeL"
 
 
 class NbestFormat(Enum):
@@ -120,10 +123,37 @@ class TrainRunConfig:
         _check_run_dir(self.run_dir)
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; give 0 or more")
+        if self.data.valid is None:
+            raise ConfigError("data.valid is null; training is judged by it, give files or a split")
         if self.model.tying is Tying.all and self.tokenizer.vocabulary is Vocabulary.separate:
             raise ConfigError(
                 "model.tying=all needs one vocabulary, but tokenizer.vocabulary is separate; "
                 "set model.tying=decoder or tokenizer.vocabulary=joint"
+            )
+
+
+@dataclass(kw_only=True)
+class PrepareConfig:
+    """`lcmt-prepare`: read a corpus once, clean it and keep it as text."""
+
+    out: str
+    data: CorpusConfig
+    hold_out_every: int | None = None  # of the kept training pairs, for validation; None: none
+    part_pairs: int = 200_000  # read between two savings; an interruption costs that many at most
+
+    def __post_init__(self) -> None:
+        if not self.out.strip():
+            raise ConfigError("out is empty; give a folder for the text, such as out=data/wmt16")
+        if self.part_pairs < 1:
+            raise ConfigError(f"part_pairs is {self.part_pairs}; give 1 or more")
+        if self.hold_out_every is not None and self.hold_out_every < 2:
+            raise ConfigError(
+                f"hold_out_every is {self.hold_out_every}; give 2 or more, or null to hold out none"
+            )
+        if (self.hold_out_every is None) == (self.data.valid is None):
+            raise ConfigError(
+                "validation data comes from data.valid or from hold_out_every; give one of them, "
+                "with hold_out_every=N set data.valid=null"
             )
 
 
@@ -138,7 +168,9 @@ class TranslateConfig:
     checkpoint: str = "auto"  # auto (average, else best, else last), average, best, last, or a step
     nbest_format: NbestFormat = NbestFormat.text
     max_tokens: int = 4096  # of a batch, padding included
-    max_source_tokens: int = 1024  # longer lines are cut, and counted
+    # Longer lines are cut, and counted. None: where batch.truncate_source cut them in training,
+    # or at 1024.
+    max_source_tokens: int | None = None
     chunk_lines: int = 1000  # read, sorted by length and translated together
     decode: DecodeConfig
     runtime: RuntimeConfig
@@ -146,7 +178,8 @@ class TranslateConfig:
     def __post_init__(self) -> None:
         _check_run_dir(self.run_dir)
         _check_checkpoint(self.checkpoint)
-        _check_positive(self, "max_tokens", "max_source_tokens", "chunk_lines")
+        _check_positive(self, "max_tokens", "chunk_lines")
+        _check_source_tokens(self)
         if self.nbest_format is NbestFormat.text and self.decode.nbest > 1:
             raise ConfigError(
                 f"decode.nbest is {self.decode.nbest}, but text has one line for each input; "
@@ -167,21 +200,23 @@ class EvalConfig:
     ref: list[str] = field(default_factory=list)  # one file for each reference
     hyp: str | None = None
     test_set: str | None = None  # SacreBLEU's name, such as wmt14/full
-    langpair: str | None = None  # such as en-de
+    langpair: str | None = None  # of test_set or of ref, such as en-de
     metrics: list[Metric] = field(default_factory=lambda: [Metric.bleu, Metric.chrf, Metric.ter])
     tokenize: str | None = None  # None: SacreBLEU's choice for the metric and language
     lowercase: bool = False
+    paper_scoring: bool = False  # BLEU of Moses' words besides, with and without compounds split
     output: str | None = None  # writes the translations
     json: str | None = None  # writes the scores
     checkpoint: str = "auto"
     max_tokens: int = 4096
-    max_source_tokens: int = 1024
+    max_source_tokens: int | None = None
     decode: DecodeConfig
     runtime: RuntimeConfig
 
     def __post_init__(self) -> None:
         _check_checkpoint(self.checkpoint)
-        _check_positive(self, "max_tokens", "max_source_tokens")
+        _check_positive(self, "max_tokens")
+        _check_source_tokens(self)
         if self.run_dir is None and self.hyp is None:
             raise ConfigError(
                 "nothing to score; give run_dir=RUN (a run folder) or hyp=FILE (translations)"
@@ -194,9 +229,15 @@ class EvalConfig:
             raise ConfigError(
                 "test_set brings its own source and references; leave out src and ref, or test_set"
             )
-        if (self.test_set is None) != (self.langpair is None):
+        if self.test_set is not None and self.langpair is None:
             raise ConfigError(
                 "test_set and langpair go together, such as test_set=wmt14/full langpair=en-de"
+            )
+        if self.langpair is not None and self.test_set is None and not self.ref:
+            raise ConfigError("langpair names the languages of test_set or ref; give one of them")
+        if self.paper_scoring and self.run_dir is None and self.langpair is None:
+            raise ConfigError(
+                "paper_scoring goes by the target language; give langpair, such as langpair=en-de"
             )
         if self.hyp is not None and self.test_set is None and not self.ref:
             raise ConfigError("hyp needs references; give ref=FILE, or test_set and langpair")
@@ -257,3 +298,11 @@ def _check_positive(config: TranslateConfig | EvalConfig, *keys: str) -> None:
     for key in keys:
         if getattr(config, key) < 1:
             raise ConfigError(f"{key} is {getattr(config, key)}; give 1 or more")
+
+
+def _check_source_tokens(config: TranslateConfig | EvalConfig) -> None:
+    limit = config.max_source_tokens
+    if limit is not None and limit < 2:
+        raise ConfigError(
+            f"max_source_tokens is {limit}; give 2 or more, of which EOS is one, or null"
+        )

@@ -17,7 +17,7 @@ from yaml import YAMLError
 from yaml.error import Mark, MarkedYAMLError
 
 from lightconv_mt.errors import ConfigError, suggest
-from lightconv_mt.overview import group_names
+from lightconv_mt.overview import group_names, option_names
 from lightconv_mt.typed import Registers, expected, types_at, unknown_key, without_none
 
 _REFUSED = re.compile(
@@ -63,6 +63,9 @@ def explain(error: Exception, root: type, *, registers: Registers) -> ConfigErro
             return _explain_syntax(error.override)
         case MissingConfigException(missing_cfg_file=str(file), options=[_, *_] as options):
             group, _, option = file.rpartition("/")
+            if file.startswith("experiment/"):
+                group, _, option = file.partition("/")
+                options = [*{*options, *option_names([files("lightconv_mt.configs")], group)}]
             return ConfigError(f"there is no {group}={option}; {suggest(option, options)}")
         case MarkedYAMLError(problem_mark=Mark() as mark):
             return ConfigError(f"{mark.name}, line {mark.line + 1}: {error.problem}")
@@ -93,6 +96,11 @@ def _explain_key(error: Exception, root: type, registers: Registers) -> ConfigEr
     several = re.search(r"Ambiguous value for argument '(?P<key>[^=]+)=", str(error))
     if several:
         return ConfigError(f"{several['key']} has several values; give one, or add --multirun")
+    unchosen = re.search(r"You must specify '(?P<group>[^']+)'", str(error))
+    if unchosen:
+        group = unchosen["group"]
+        options = ", ".join(option_names([files("lightconv_mt.configs")], group))
+        return ConfigError(f"no {group} is chosen; give {group}=NAME, one of {options}")
     word = _REFUSED.search(str(error))
     cause = next(
         (e for e in _chain(error) if isinstance(e, OmegaConfBaseException) and e.msg), None

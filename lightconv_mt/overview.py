@@ -22,10 +22,15 @@ def help_text(command: str, *, config_dir: str | None) -> str:
     head = [line[2:] for line in takewhile(lambda line: line.startswith("#"), source.splitlines())]
     entries = [entry for entry in yaml.safe_load(source)["defaults"] if isinstance(entry, dict)]
     names = [key.partition("@")[0] for entry in entries for key in entry if " " not in key]
-    groups = [f"  {name}: {', '.join(_options(folders, name))}" for name in dict.fromkeys(names)]
+    groups = [
+        f"  {name}: {', '.join(option_names(folders, name))}" for name in dict.fromkeys(names)
+    ]
     foot = [line.replace("NAME", f"lcmt-{command}") for line in _FOOT]
     return "\n".join([*head, "", "Groups (group=option):", "", *groups, "", *foot, ""])
 
+
+# Groups whose folders hold options of the group itself: experiment=ablation/lightconv.
+_NESTING = frozenset({"experiment"})
 
 _FOOT = [
     "Keys (key=value): NAME --cfg job prints all of them with their values.",
@@ -42,15 +47,11 @@ def group_names(folder: Traversable, prefix: str = "") -> Iterator[str]:
             yield from group_names(entry, f"{prefix}{entry.name}/")
 
 
-def _options(folders: Iterable[Traversable], group: str) -> list[str]:
-    """Names of the YAML files of a group in any of the folders."""
+def option_names(folders: Iterable[Traversable], group: str) -> list[str]:
+    """Names of the YAML files of a group in any of the folders; those of experiments may nest."""
     found = [folder.joinpath(group) for folder in folders]
-    return sorted(
-        {
-            entry.name.removesuffix(".yaml")
-            for folder in found
-            if folder.is_dir()
-            for entry in folder.iterdir()
-            if entry.name.endswith(".yaml")
-        }
-    )
+    entries = [entry for folder in found if folder.is_dir() for entry in folder.iterdir()]
+    names = {entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml")}
+    inner = sorted({entry.name for entry in entries if entry.is_dir()} if group in _NESTING else ())
+    nested = [f"{each}/{name}" for each in inner for name in option_names(found, each)]
+    return sorted(names) + nested

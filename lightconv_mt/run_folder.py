@@ -5,6 +5,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import portalocker
 
@@ -35,10 +36,15 @@ FREE_KEYS = (
 
 
 @contextmanager
-def lock_run(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder, creating it if need be, so that a second trainer is refused.
+def lock_run(run_dir: Path, *, key: str = "run_dir", work: str = "trained") -> Iterator[None]:
+    """Hold a folder, creating it if need be, so that a second process is refused.
 
     The operating system frees the lock when the process ends, however it ends.
+
+    Args:
+        run_dir: the folder.
+        key: of the configuration, that names it.
+        work: what is done to it.
 
     Raises:
         ConfigError: when another process holds it, or it cannot be written.
@@ -49,7 +55,7 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         file = path.open("a+")
     except OSError as error:
         raise ConfigError(
-            f"cannot write run_dir={run_dir}: {error.strerror}; choose another folder"
+            f"cannot write {key}={run_dir}: {error.strerror}; choose another folder"
         ) from error
     with file:
         try:
@@ -57,8 +63,8 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         except portalocker.LockException as error:
             file.seek(0)
             raise ConfigError(
-                f"{run_dir} is being trained by {file.read() or 'another process'}; "
-                f"wait for it, or choose another run_dir"
+                f"{run_dir} is being {work} by {file.read() or 'another process'}; "
+                f"wait for it, or choose another {key}"
             ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
@@ -75,13 +81,7 @@ def open_run(run_dir: Path, config: TrainRunConfig) -> CheckpointStore:
     """
     path, text = run_dir / "config.yaml", to_yaml(config)
     if path.exists():
-        now, then = _flat(to_plain(config)), _flat(to_plain(load_run_config(run_dir)))
-        for key in {**then, **now}:
-            if now.get(key) != then.get(key) and not key.startswith(FREE_KEYS):
-                raise ConfigError(
-                    f"{run_dir} was started with {key}={then.get(key)}, not {now.get(key)}; "
-                    f"repeat its command, or choose another run_dir"
-                )
+        check_same(run_dir, to_plain(load_run_config(run_dir)), to_plain(config), free=FREE_KEYS)
     try:
         if not path.exists() or path.read_text() != text:
             replace_text(path, text)
@@ -116,6 +116,35 @@ def find_checkpoint(run_dir: Path, wanted: str, config: TrainRunConfig) -> Path:
             f"{run_dir} has no checkpoint {wanted}; there is {', '.join(there) or 'none yet'}"
         )
     return found[0]
+
+
+def check_same(
+    folder: Path,
+    then: dict[str, Any],
+    now: dict[str, Any],
+    *,
+    free: tuple[str, ...],
+    name: str = "run_dir",
+) -> None:
+    """Refuse to go on in a folder with other values than it was started with.
+
+    Args:
+        folder: the folder.
+        then: plain values that it was started with.
+        now: those asked for.
+        free: beginnings of the keys that may differ.
+        name: key of the folder.
+
+    Raises:
+        ConfigError: naming the first key that differs, with both values.
+    """
+    old, new = _flat(then), _flat(now)
+    for key in {**old, **new}:
+        if new.get(key) != old.get(key) and not key.startswith(free):
+            raise ConfigError(
+                f"{folder} was started with {key}={old.get(key)}, not {new.get(key)}; "
+                f"repeat its command, or choose another {name}"
+            )
 
 
 def _flat(values: object, prefix: str = "") -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""BLEU, chrF and TER by sacrebleu, with its signatures, and its test sets by name."""
+"""BLEU, chrF and TER by sacrebleu, ROUGE by rouge-score, with signatures; test sets by name."""
 
 import logging
 import os
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from lightconv_mt.errors import ConfigError, DataError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
 
 METRICS = ("bleu", "chrf", "ter")
+ROUGES = ("rouge1", "rouge2", "rougeL")
 DOWNLOAD_TIMEOUT_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
@@ -25,9 +27,9 @@ class Score:
     """One figure and how it was computed.
 
     Attributes:
-        name: as sacrebleu spells it: BLEU, chrF2, TER.
+        name: as sacrebleu spells it: BLEU, chrF2, TER; ROUGE-1 and the like.
         value: unrounded, 0 to 100 (TER may exceed 100).
-        signature: sacrebleu's, with its version.
+        signature: sacrebleu's, or one in its form, with the version of what computed it.
     """
 
     name: str
@@ -49,12 +51,15 @@ def score(
     lowercase: bool = False,
     tgt_lang: str | None = None,
 ) -> list[Score]:
-    """Score a corpus as the sacrebleu command does.
+    """Score a corpus as the sacrebleu command does, and by ROUGE.
+
+    ROUGE is the F-measure of stemmed words, the mean over lines, of English text: a line's best
+    reference counts. ROUGE-L sees a summary as one sentence.
 
     Args:
         hypotheses: one detokenised line a sentence.
         references: one or more streams of as many lines.
-        metrics: of bleu, chrf and ter; the scores come in this order.
+        metrics: of bleu, chrf, ter, rouge1, rouge2 and rougeL; the scores come in this order.
         tokenize: BLEU's tokenizer; None leaves it to sacrebleu, which goes by tgt_lang (zh, ja and
             ko have their own) and otherwise takes 13a.
         lowercase: BLEU regardless of case; as in the command, chrF stays cased and TER never is.
@@ -64,9 +69,26 @@ def score(
         ConfigError: when a metric or tokenizer does not exist or is not installed.
         DataError: when line counts differ or there is nothing to score.
     """
-    unknown = [name for name in metrics if name not in METRICS]
+    unknown = [name for name in metrics if name not in METRICS + ROUGES]
     if unknown or not metrics:
-        raise ConfigError(f"metrics has {unknown or 'no entry'}; choose from {', '.join(METRICS)}")
+        raise ConfigError(
+            f"metrics has {unknown or 'no entry'}; choose from {', '.join(METRICS + ROUGES)}"
+        )
+    check_streams(hypotheses, references)
+    # The command strips line ends in the same way before it scores.
+    outputs = [line.rstrip() for line in hypotheses]
+    streams = [[line.rstrip() for line in stream] for stream in references]
+    with _one_warning():
+        return [
+            _rouge(name, outputs, streams)
+            if name in ROUGES
+            else metric_score(_metric(name, tokenize, lowercase, tgt_lang), outputs, streams)
+            for name in metrics
+        ]
+
+
+def check_streams(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """Raise DataError unless there is something to score, and line counts agree."""
     if not hypotheses or not references:
         missing = "hypotheses" if not hypotheses else "references"
         raise DataError(f"there are no {missing} to score; give at least one line of each")
@@ -77,14 +99,6 @@ def score(
                 f"{len(hypotheses):,} hypotheses do not fit the {len(stream):,} lines of {name}; "
                 f"give files with one line for each sentence"
             )
-    # The command strips line ends in the same way before it scores.
-    outputs = [line.rstrip() for line in hypotheses]
-    streams = [[line.rstrip() for line in stream] for stream in references]
-    with _one_warning():
-        return [
-            _scored(_metric(name, tokenize, lowercase, tgt_lang), outputs, streams)
-            for name in metrics
-        ]
 
 
 def _metric(name: str, tokenize: str | None, lowercase: bool, tgt_lang: str | None) -> "Metric":
@@ -109,10 +123,33 @@ def _metric(name: str, tokenize: str | None, lowercase: bool, tgt_lang: str | No
         ) from error
 
 
-def _scored(metric: "Metric", hypotheses: list[str], references: list[list[str]]) -> Score:
+def metric_score(
+    metric: "Metric", hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+) -> Score:
+    """What a metric of sacrebleu gives, with its signature."""
     result = metric.corpus_score(hypotheses, references)
     signature = metric.get_signature().format()
     return Score(name=result.name, value=float(result.score), signature=signature)
+
+
+def _rouge(name: str, hypotheses: list[str], references: list[list[str]]) -> Score:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise ConfigError(
+            f"metrics={name} needs rouge-score; pip install 'lightconv-mt[summaries]'"
+        ) from error
+    scorer = RougeScorer([name], use_stemmer=True)
+    lines = zip(hypotheses, zip(*references, strict=True), strict=True)
+    found = [scorer.score_multi(targets, output)[name].fmeasure for output, targets in lines]
+    signature = (
+        f"nrefs:{len(references)}|stem:porter|mean:lines|rouge-score:{version('rouge-score')}"
+    )
+    return Score(
+        name=f"ROUGE-{name.removeprefix('rouge')}",
+        value=100.0 * sum(found) / len(found),
+        signature=signature,
+    )
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class Validator:
         Args:
             translator: holds the model.
             pairs: sources and references.
-            batch: token budget; no pair is dropped.
+            batch: token budget and cut of sources; no pair is dropped.
             decode: the search.
             label_smoothing: of the loss, as in training.
             num_samples: translations to show.
@@ -114,6 +114,7 @@ def _batches(
         [[*ids, tokenizer.ids.eos] for ids in tokenizer.encode_batch(list(side))]
         for tokenizer, side in zip((tokenizers.src, tokenizers.tgt), sides, strict=True)
     )
+    src = [[*config.cut(ids)] for ids in src]
     src_lengths, tgt_lengths = (
         np.array(list(map(len, side)), dtype=np.int32) for side in (src, tgt)
     )

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -208,6 +209,22 @@ def test_a_stopped_training_says_so_and_goes_on(
     )
     assert done.returncode == 0
     assert f"resumed from {folder}/checkpoints/{last}".encode() in done.stderr
+
+
+@pytest.mark.parametrize(("first", "started"), [(0, 3), (5, 3), (143, 1)])
+def test_a_signal_ends_a_sweep_and_a_failed_run_does_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, first: int, started: int
+) -> None:
+    seeds: list[int] = []
+
+    def run(command: str, plain: dict[str, Any]) -> int:
+        seeds.append(plain["seed"])
+        return first if plain["seed"] == 1 else 0
+
+    monkeypatch.setattr(cli, "_run", run)
+    words = ["experiment=demo", f"run_dir={tmp_path}", "--multirun", "seed=1,2,3"]
+    assert cli.main("train", words) == first
+    assert seeds == [1, 2, 3][:started]
 
 
 def test_existing_translations_are_scored_as_by_sacrebleu(tmp_path: Path) -> None:

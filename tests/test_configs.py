@@ -14,15 +14,16 @@ from lightconv_mt.compose import compose
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import Seq2SeqTransformer
+from lightconv_mt.overview import option_names
 from lightconv_mt.schemas import read_root
 from lightconv_mt.typed import build_typed, read_yaml, to_plain, to_yaml
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+EXPERIMENTS = option_names([CONFIGS], "experiment")
 OPTIONS = [
     f"{path.parent.relative_to(CONFIGS)}={path.stem}"
     for path in sorted(CONFIGS.rglob("*/*.yaml"))
-    if path.parent.name != "experiment"
+    if not {"experiment", "recipe"} & {*path.relative_to(CONFIGS).parts}
 ]
 # What the options leave to the user.
 TEXT = (
@@ -175,7 +176,8 @@ def test_the_torch_free_twins_are_the_real_classes(command: str) -> None:
         ("model=tinny", "there is no model=tinny; did you mean tiny?"),
         ("model/mixer=lightcnov", "there is no model/mixer=lightcnov; did you mean lightconv?"),
         ("modell=tiny", "there is no key modell; did you mean model?"),
-        ("experiment=nope", "there is no experiment=nope; choose one of demo"),
+        ("experiment=nope", "there is no experiment=nope; choose one of ablation/attention, "),
+        ("experiment=ablation/ligthconv", "did you mean ablation/lightconv?"),
         ("~optim.lr", "optim.lr cannot be removed"),
         ("optim.lr", "'optim.lr' is not key=value"),
         ("--unknown", "there is no option --unknown"),
@@ -262,6 +264,13 @@ def test_every_mistake_gives_one_line_that_helps(line: str, message: str) -> Non
         ("train", "", "no value for run_dir; add run_dir=..."),
         ("train", "run_dir=x data=text", "no value for data.src_lang"),
         ("train", "run_dir=", "run_dir"),
+        ("train", "run_dir=x data.valid=null", "data.valid is null"),
+        ("prepare", "out=x", "no data is chosen; give data=NAME, one of cldr, cnn_dm"),
+        ("prepare", "data=cldr", "no value for out; add out=..."),
+        ("prepare", "data=cldr out=x hold_out_every=23", "set data.valid=null"),
+        ("prepare", "data=cldr out=x data.valid=null", "give one of them"),
+        ("prepare", "data=cldr out=x data.valid=null hold_out_every=1", "hold_out_every is 1"),
+        ("prepare", "data=cldr out=x part_pairs=0", "part_pairs is 0"),
         ("translate", "", "no value for run_dir"),
         ("translate", "run_dir=x optim.lr=1", "there is no key optim.lr"),
         ("translate", "run_dir=x checkpoint=newest", "checkpoint is 'newest'; give auto, average"),

@@ -96,6 +96,29 @@ def test_lowercase_is_bleus_alone() -> None:
     assert cased[1:] == caseless[1:]
 
 
+def test_rouge_counted_by_hand() -> None:
+    pytest.importorskip("rouge_score")
+    hypotheses = ["the cats sat on the mat", "nothing of it"]
+    references = [["The cat sits on a mat, the cat.", "all else"], ["x", "Nothing at all."]]
+    found = score(hypotheses, references, metrics=["rouge1", "rougeL", "rouge2"])
+    assert [item.name for item in found] == ["ROUGE-1", "ROUGE-L", "ROUGE-2"]
+    # Stems: the cat sat on the mat | the cat sit on a mat the cat; nothing of it | nothing at all.
+    # 1: the cat on mat the of 6 and 8, nothing of 3 and 3; L: the cat on mat; 2: the-cat.
+    firsts = [2 * 5 / (6 + 8), 2 * 4 / (6 + 8), 2 * 1 / (5 + 7)]
+    seconds = [1 / 3, 1 / 3, 0.0]
+    expected = [50 * (one + two) for one, two in zip(firsts, seconds, strict=True)]
+    assert [item.value for item in found] == pytest.approx(expected)
+    assert found[0].signature.startswith("nrefs:2|stem:porter|mean:lines|rouge-score:")
+
+
+def test_rouge_that_is_not_installed_is_named_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    with pytest.raises(ConfigError, match=r"metrics=rouge2 needs .*lightconv-mt\[summaries\]"):
+        score(["a"], [["a"]], metrics=["bleu", "rouge2"])
+
+
 def test_line_ends_and_odd_characters_do_not_matter_as_in_the_command(tmp_path: Path) -> None:
     hypotheses = ["a b c d e\r", "eins\u2028zwei drei vier", "\x0b", "f g h i\t", "x\x85y z u v"]
     reference = ["a b c d e", "eins zwei drei vier", "", "f g h i", "x y z u v"]
@@ -121,7 +144,7 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_unknown_choices_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"\['bleurt'\]; choose from bleu, chrf, ter"):
+    with pytest.raises(ConfigError, match=r"\['bleurt'\]; choose from bleu, chrf, ter, rouge1"):
         score(["a"], [["a"]], metrics=["bleu", "bleurt"])
     with pytest.raises(ConfigError, match=r"'moses'; choose from .*13a"):
         score(["a"], [["a"]], tokenize="moses")

@@ -15,6 +15,8 @@ from lightconv_mt.data.encoded import EncodedPairs
 from lightconv_mt.data.tokenizer import SpecialIds, TokenizerPair
 from lightconv_mt.errors import ConfigError, DataError
 
+Ids = Sequence[int] | NDArray[np.int32]
+
 
 @dataclass(kw_only=True)
 class BatchConfig:
@@ -23,6 +25,9 @@ class BatchConfig:
     max_tokens: int = 4096  # a side, padding included
     max_sentences: int | None = None
     max_length: int = 1024  # tokens a side; longer pairs are dropped
+    # Tokens of a source before EOS; what a longer one holds behind them is left out, in training
+    # and whenever the model is used. None: nothing is.
+    truncate_source: int | None = None
     pad_multiple: int = 1
     num_workers: int = 0
 
@@ -36,11 +41,22 @@ class BatchConfig:
             )
         if self.num_workers < 0:
             raise ConfigError(f"batch.num_workers is {self.num_workers}; give 0 or more")
+        if self.truncate_source is not None and not 1 <= self.truncate_source < self.max_length:
+            raise ConfigError(
+                f"batch.truncate_source is {self.truncate_source}; give 1 or more, and less than "
+                f"batch.max_length ({self.max_length}), or null to cut nothing"
+            )
         if self.max_length > self.max_tokens:
             raise ConfigError(
                 f"batch.max_length is {self.max_length}, more than batch.max_tokens "
                 f"({self.max_tokens}); lower it"
             )
+
+    def cut(self, source: Ids) -> Ids:
+        """Ids of a source, EOS at the end, without what `truncate_source` leaves out."""
+        if self.truncate_source is None or len(source) <= self.truncate_source + 1:
+            return source
+        return [*source[: self.truncate_source], source[-1]]
 
 
 @dataclass
@@ -138,8 +154,10 @@ class TokenBatcher:
         self.seed, self.sampling = seed, sampling
         self.weights = list(weights) if weights is not None else [1.0] * len(pairs.source_sizes)
         self.temperature = temperature
-        longest = np.maximum(pairs.src_lengths, pairs.tgt_lengths)
-        self._fits = longest <= config.max_length
+        self._src_lengths = pairs.src_lengths
+        if config.truncate_source is not None:
+            self._src_lengths = np.minimum(pairs.src_lengths, config.truncate_source + 1)
+        self._fits = np.maximum(self._src_lengths, pairs.tgt_lengths) <= config.max_length
         self.num_dropped = int((~self._fits).sum())
         if not self._fits.any():
             raise DataError(
@@ -168,12 +186,13 @@ class TokenBatcher:
                     strict=True,
                 )
             ]
-            rows = [
-                (src[: self.config.max_length], tgt[: self.config.max_length])
-                for src, tgt in zip(*sides, strict=True)
+            pairs = zip(*sides, strict=True)
+            longest = self.config.max_length
+            rows: list[tuple[Ids, Ids]] = [
+                (self.config.cut(src)[:longest], tgt[:longest]) for src, tgt in pairs
             ]
         else:
-            rows = self.pairs.get(indices)
+            rows = [(self.config.cut(src), tgt) for src, tgt in self.pairs.get(indices)]
         ids = self.tokenizers.src.ids, self.tokenizers.tgt.ids
         return collate(rows, *ids, indices=indices, pad_multiple=self.config.pad_multiple)
 
@@ -194,9 +213,7 @@ class TokenBatcher:
         if self._plan[0] != epoch:
             generator = np.random.default_rng([self.seed, epoch])
             order = generator.permutation(self._draw(generator))
-            batches = pack_by_length(
-                order, self.pairs.src_lengths, self.pairs.tgt_lengths, self.config
-            )
+            batches = pack_by_length(order, self._src_lengths, self.pairs.tgt_lengths, self.config)
             self._plan = (epoch, [batches[place] for place in generator.permutation(len(batches))])
         return self._plan[1]
 
@@ -265,7 +282,7 @@ def pack_by_length(
 
 
 def collate(
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    rows: Sequence[tuple[Ids, Ids]],
     src_ids: SpecialIds,
     tgt_ids: SpecialIds,
     *,
@@ -283,7 +300,7 @@ def collate(
     )
 
 
-def _pad(rows: Sequence[Sequence[int]], pad: int, multiple: int) -> Tensor:
+def _pad(rows: Sequence[Ids], pad: int, multiple: int) -> Tensor:
     width = -(-max(map(len, rows)) // multiple) * multiple
     padded = np.full((len(rows), width), pad, dtype=np.int64)
     for place, row in enumerate(rows):

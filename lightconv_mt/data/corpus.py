@@ -1,12 +1,13 @@
 """Parallel sentences from files, `datasets` or the embedded generator; filtered and counted."""
 
 import hashlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from lightconv_mt.data.lines import BadUtf8, read_lines
 from lightconv_mt.errors import ConfigError, DataError
 
 EXAMPLES_PER_RULE = 3
+
+logger = logging.getLogger(__name__)
 
 
 class SourceFormat(Enum):
@@ -33,7 +36,8 @@ class SourceConfig:
 
     `text` reads the two line-aligned files src and tgt. The other formats read `path`; there src
     and tgt name columns: numbers from 0 for tsv, names for json, parquet and hub (dots reach into
-    nested fields, as in translation.en).
+    nested fields, as in translation.en). `hub` reads a data set of the Hugging Face hub, or one in
+    a folder: its files, or what `save_to_disk` wrote.
     """
 
     format: SourceFormat
@@ -42,6 +46,7 @@ class SourceConfig:
     path: str | None = None
     subset: str | None = None
     split: str | None = None
+    revision: str | None = None  # of a hub data set: a commit, tag or branch
     weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -82,7 +87,7 @@ class CorpusConfig:
     src_lang: str
     tgt_lang: str
     train: dict[str, SourceConfig]
-    valid: SourceConfig
+    valid: SourceConfig | None
     test: SourceConfig | None = None
     filter: FilterConfig = field(default_factory=FilterConfig)
     on_bad_utf8: BadUtf8 = BadUtf8.replace
@@ -148,7 +153,7 @@ class Corpus:
         seen: set[bytes] = set()
         for name, source in self.config.train.items():
             for pair in read_source(source, self.config):
-                rule = _broken_rule(pair, self.config.filter, seen)
+                rule = broken_rule(pair, self.config.filter, seen)
                 if rule is None:
                     self.report.kept[name] += 1
                     yield name, pair
@@ -180,13 +185,22 @@ def read_corpus(config: CorpusConfig) -> Corpus:
     return Corpus(config)
 
 
-def read_source(config: SourceConfig, corpus: CorpusConfig) -> Iterator[SentencePair]:
+def read_source(
+    config: SourceConfig, corpus: CorpusConfig, *, start: int = 0
+) -> Iterator[SentencePair]:
     """Pairs of one source, unfiltered.
+
+    Args:
+        config: the source.
+        corpus: languages, encoding and cache.
+        start: pairs to leave out at the beginning.
 
     Raises:
         DataError: when it cannot be read, or the two sides have different numbers of lines.
     """
-    return _READERS[config.format](config, corpus)
+    if config.format in (SourceFormat.json, SourceFormat.parquet, SourceFormat.hub):
+        return _read_tables(config, corpus, start)
+    return islice(_READERS[config.format](config, corpus), start, None)
 
 
 def _read_text(config: SourceConfig, corpus: CorpusConfig) -> Iterator[SentencePair]:
@@ -218,11 +232,11 @@ def _read_tsv(config: SourceConfig, corpus: CorpusConfig) -> Iterator[SentencePa
         yield SentencePair(cells[src], cells[tgt])
 
 
-def _read_tables(config: SourceConfig, corpus: CorpusConfig) -> Iterator[SentencePair]:
+def _read_tables(config: SourceConfig, corpus: CorpusConfig, start: int) -> Iterator[SentencePair]:
     """JSON lines, parquet or a hub data set, row by row through the `datasets` package."""
     assert config.path is not None
     columns = (config.src or corpus.src_lang, config.tgt or corpus.tgt_lang)
-    for number, row in enumerate(_open_tables(config), start=1):
+    for number, row in enumerate(_open_tables(config, start), start=start + 1):
         sides = []
         for column in columns:
             value: Any = row
@@ -241,28 +255,14 @@ def _read_tables(config: SourceConfig, corpus: CorpusConfig) -> Iterator[Sentenc
         yield SentencePair(*sides)
 
 
-def _open_tables(config: SourceConfig) -> Iterator[dict[str, Any]]:
-    import datasets
-
-    datasets.disable_progress_bars()
-    path = str(config.path)
+def _open_tables(config: SourceConfig, start: int) -> Iterator[dict[str, Any]]:
+    path, split = str(config.path), config.split or "train"
     local = Path(path).exists()
     if config.format is not SourceFormat.hub and not local:
         raise DataError(f"cannot read {path}: no such file")
-    split = config.split or "train"
     try:
-        if config.format is SourceFormat.hub:
-            table = datasets.load_dataset(
-                path,
-                config.subset,
-                split=split,
-                download_config=datasets.DownloadConfig(max_retries=1, local_files_only=local),
-            )
-        else:
-            table = datasets.load_dataset(
-                config.format.value, data_files=path, split="train", streaming=True
-            )
-        yield from table
+        table = _load_table(config, path, split, local=local)
+        yield from table.skip(start) if start else table
     except DataError:
         raise
     except Exception as error:  # datasets raises whatever its readers and the network do
@@ -270,6 +270,34 @@ def _open_tables(config: SourceConfig) -> Iterator[dict[str, Any]]:
         remedy = "; offline, give path=FOLDER of a local copy, or files with data=text, tsv, json"
         hint = "" if local else remedy
         raise DataError(f"cannot load {path} (split {split}): {cause}{hint}") from error
+
+
+def _load_table(config: SourceConfig, path: str, split: str, *, local: bool) -> Any:
+    """A `Dataset` or `IterableDataset`."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    # It tells of every retry; what fails in the end is told in one line.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if config.format is not SourceFormat.hub:
+        kind = config.format.value
+        return datasets.load_dataset(kind, data_files=path, split="train", streaming=True)
+    if Path(path, "state.json").exists():  # one split, written by save_to_disk
+        return datasets.load_from_disk(path)
+    if Path(path, "dataset_dict.json").exists():
+        splits = datasets.load_from_disk(path)
+        if split not in splits:
+            raise DataError(f"{path} has no split {split}; there is {', '.join(splits)}")
+        return splits[split]
+    if not local:
+        logger.info("data: fetching %s (split %s), unless it is cached", path, split)
+    return datasets.load_dataset(
+        path,
+        config.subset,
+        split=split,
+        revision=config.revision,
+        download_config=datasets.DownloadConfig(max_retries=1, local_files_only=local),
+    )
 
 
 def _read_cldr(config: SourceConfig, corpus: CorpusConfig) -> Iterator[SentencePair]:
@@ -289,8 +317,8 @@ def _column_number(value: str | None, default: int) -> int:
     return int(value)
 
 
-def _broken_rule(pair: SentencePair, config: FilterConfig, seen: set[bytes]) -> str | None:
-    """The first rule that drops the pair."""
+def broken_rule(pair: SentencePair, config: FilterConfig, seen: set[bytes]) -> str | None:
+    """The first rule that drops the pair; `seen` holds digests of those kept, and takes its."""
     if not pair.src.strip() or not pair.tgt.strip():
         return "empty side"
     words = [len(side.split()) for side in pair]
@@ -301,18 +329,20 @@ def _broken_rule(pair: SentencePair, config: FilterConfig, seen: set[bytes]) -> 
     if config.drop_copies and pair.src == pair.tgt:
         return "target copies the source"
     if config.drop_duplicates:
-        digest = hashlib.blake2b("\0".join(pair).encode("utf-8", "replace"), digest_size=8).digest()
+        digest = pair_digest(pair)
         if digest in seen:
             return "duplicate"
         seen.add(digest)
     return None
 
 
+def pair_digest(pair: SentencePair) -> bytes:
+    """What tells a pair from others: 8 bytes."""
+    return hashlib.blake2b("\0".join(pair).encode("utf-8", "replace"), digest_size=8).digest()
+
+
 _READERS: dict[SourceFormat, Callable[[SourceConfig, CorpusConfig], Iterator[SentencePair]]] = {
     SourceFormat.text: _read_text,
     SourceFormat.tsv: _read_tsv,
     SourceFormat.cldr: _read_cldr,
-    SourceFormat.json: _read_tables,
-    SourceFormat.parquet: _read_tables,
-    SourceFormat.hub: _read_tables,
 }

@@ -154,6 +154,25 @@ def test_long_pairs_are_dropped_and_counted(build: Build, pairs: EncodedPairs) -
         build(max_length=2)
 
 
+@pytest.mark.parametrize("sampling", [0.0, 0.2])
+def test_long_sources_are_cut_where_that_is_asked_for(
+    build: Build, pairs: EncodedPairs, sampling: float
+) -> None:
+    whole = build(max_length=18)
+    cut = build(max_length=18, truncate_source=10, sampling=sampling)
+    assert whole.num_dropped > cut.num_dropped == (pairs.tgt_lengths > 18).sum()
+    long = 0
+    for index in range(cut.num_batches(0)):
+        batch = cut.batch(0, index)
+        for row, mask, number in zip(batch.src, batch.src_mask, batch.indices, strict=True):
+            found, whole_ids = row[mask].tolist(), pairs.get([number])[0][0].tolist()
+            assert len(found) <= 11 and found[-1] == TRAINED_IDS.eos
+            if not sampling:
+                long += len(whole_ids) > 11
+                assert found == (whole_ids if len(whole_ids) <= 11 else [*whole_ids[:10], 2])
+    assert sampling or long > 100
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=60),
     st.integers(1, 8),
@@ -191,6 +210,8 @@ def test_a_batch_twice_repeats_every_sentence_and_counts_its_tokens_once() -> No
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"truncate_source": 0}, "batch.truncate_source is 0; give 1 or more"),
+        ({"truncate_source": 1024}, r"less than batch.max_length \(1024\)"),
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"max_sentences": 0}, "max_sentences is 0"),
         ({"num_workers": -1}, "num_workers is -1"),

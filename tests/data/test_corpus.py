@@ -93,20 +93,59 @@ def test_parquet_and_a_local_data_set_folder(tmp_path: Path, corpus_of: BuildCor
         read(by_file, corpus_of)
 
 
+@pytest.mark.parametrize("form", ["parquet", "split", "splits"])
+def test_folders_that_hold_a_data_set(tmp_path: Path, corpus_of: BuildCorpus, form: str) -> None:
+    from datasets import Dataset, DatasetDict, Features, Translation
+
+    rows = [{"de": f"d{number}", "en": f"e{number}"} for number in range(10)]
+    table = Dataset.from_dict(
+        {"translation": rows}, features=Features({"translation": Translation(["de", "en"])})
+    )
+    folder = tmp_path / "wmt"
+    if form == "parquet":
+        folder.mkdir()
+        table.to_parquet(folder / "train-00000-of-00001.parquet")
+    elif form == "split":
+        table.save_to_disk(folder)
+    else:
+        DatasetDict({"train": table, "validation": table.select([0])}).save_to_disk(folder)
+    source = SourceConfig(
+        format=SourceFormat.hub, path=str(folder), src="translation.de", tgt="translation.en"
+    )
+    pairs = [(row["de"], row["en"]) for row in rows]
+    assert read(source, corpus_of) == pairs
+    assert list(read_source(source, corpus_of(a=source), start=7)) == pairs[7:]
+    source.split = "validation"
+    if form == "splits":
+        assert read(source, corpus_of) == pairs[:1]
+        source.split = "test"
+        with pytest.raises(DataError, match="has no split test; there is train, validation"):
+            read(source, corpus_of)
+
+
+def test_pairs_at_the_beginning_may_be_left_out(text_source: Build, corpus_of: BuildCorpus) -> None:
+    source = text_source(["a", "b", "c"], ["x", "y", "z"])
+    assert list(read_source(source, corpus_of(a=source), start=2)) == [("c", "z")]
+
+
 def test_a_hub_name_offline_names_the_local_option(
     corpus_of: BuildCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
 
-    def unreachable(*_: object, **__: object) -> None:
+    asked = []
+
+    def unreachable(*names: object, **options: object) -> None:
+        asked.append((*names, options["split"], options["revision"]))
         raise ConnectionError("Couldn't reach the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    source = SourceConfig(format=SourceFormat.hub, path="wmt16", subset="de-en")
+    source = SourceConfig(format=SourceFormat.hub, path="wmt16", subset="de-en", revision="v1")
     with pytest.raises(
         DataError, match=r"cannot load wmt16 .*offline, give path=FOLDER of a local copy"
     ):
         read(source, corpus_of)
+    assert asked == [("wmt16", "de-en", "train", "v1")]
 
 
 def test_missing_files_are_named(corpus_of: BuildCorpus) -> None:

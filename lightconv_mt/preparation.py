@@ -1,0 +1,66 @@
+"""A corpus made ready for training: its folder locked, written, and given a configuration."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from lightconv_mt.config import PrepareConfig
+from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
+from lightconv_mt.data.prepare import prepare_corpus
+from lightconv_mt.errors import ConfigError
+from lightconv_mt.run_folder import check_same, lock_run
+from lightconv_mt.train.storage import replace_text
+from lightconv_mt.typed import read_yaml, to_plain, to_yaml
+
+logger = logging.getLogger(__name__)
+
+# None of it decides what is written.
+FREE_KEYS = ("out", "part_pairs", "data.cache_dir", "data.temperature")
+
+
+def prepare_data(config: PrepareConfig) -> int:
+    """Write the corpus into `config.out`, from where that stands; returns the exit code."""
+    folder = Path(config.out)
+    started, finished = folder / "prepare.yaml", folder / "data" / "prepared.yaml"
+    with lock_run(folder, key="out", work="filled"):
+        try:
+            if started.exists():
+                check_same(folder, read_yaml(started), to_plain(config), free=FREE_KEYS, name="out")
+            else:
+                replace_text(started, to_yaml(config))
+            if not finished.exists():
+                prepare_corpus(
+                    config.data,
+                    folder,
+                    hold_out_every=config.hold_out_every,
+                    part_pairs=config.part_pairs,
+                )
+                finished.parent.mkdir(exist_ok=True)
+                replace_text(finished, to_yaml(prepared(config.data, folder)))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write out={folder}: {error.strerror}; choose another folder"
+            ) from error
+    logger.info("%s is ready: lcmt-train --config-dir %s data=prepared", folder, folder)
+    return 0
+
+
+def prepared(corpus: CorpusConfig, folder: Path) -> CorpusConfig:
+    """The configuration that reads what `prepare_corpus` wrote; duplicates are gone already."""
+    stem = folder.resolve()
+
+    def text(name: str, weight: float = 1.0) -> SourceConfig:
+        return SourceConfig(
+            format=SourceFormat.text,
+            src=str(stem / f"{name}.src"),
+            tgt=str(stem / f"{name}.tgt"),
+            weight=weight,
+        )
+
+    return replace(
+        corpus,
+        train={name: text(f"train.{name}", source.weight) for name, source in corpus.train.items()},
+        valid=text("valid"),
+        test=text("test") if corpus.test is not None else None,
+        filter=replace(corpus.filter, drop_duplicates=False),
+    )
