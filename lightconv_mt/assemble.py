@@ -271,7 +271,7 @@ def load_translator(
     """
     device, precision = start_runtime(runtime)
     config = load_run_config(run_dir)
-    tokenizers = TokenizerPair.load(Path(run_dir), lowercase=config.tokenizer.lowercase)
+    tokenizers = TokenizerPair.load(Path(run_dir), config.tokenizer)
     model = build_model(config.model, tokenizers, runtime)
     folder = find_checkpoint(Path(run_dir), checkpoint, config)
     load_model_tensors(model, load_weights(folder), source=folder)
@@ -287,8 +287,8 @@ def load_translator(
 
 def _tokenizers(run_dir: Path, config: TrainRunConfig) -> TokenizerPair:
     """The run's tokenizers, made at its first start."""
-    if any(run_dir.glob("tokenizer*.model")):
-        return TokenizerPair.load(run_dir, lowercase=config.tokenizer.lowercase)
+    if TokenizerPair.is_saved(run_dir):
+        return TokenizerPair.load(run_dir, config.tokenizer)
     corpus = read_corpus(config.data)
     tokenizers = build_tokenizers(config.tokenizer, corpus.src_sentences(), corpus.tgt_sentences())
     tokenizers.save(run_dir)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightconv_mt.data.tokenizer import SpecialIds
+from lightconv_mt.data.tokenizer_base import SpecialIds
 from lightconv_mt.decode.beam_search import DecodeConfig, beam_search
 from lightconv_mt.errors import DataError
 from lightconv_mt.interop.fairseq import parameter_name, read_architecture, rename_parameters
