@@ -3,12 +3,14 @@
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from check_golden import open_imported
 from lightconv_mt.interop.golden import TOLERANCES, compare_folder
 from lightconv_mt.ops import Backend
 
@@ -24,7 +26,8 @@ def run(folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("backend", [each for each in Backend if each is not Backend.triton])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_case_is_within_tolerance(golden: Path, backend: Backend, dtype: torch.dtype) -> None:
-    comparisons = list(compare_folder(golden, backend=backend, dtype=dtype))
+    opening = partial(open_imported, backend)
+    comparisons = list(compare_folder(golden, backend=backend, dtype=dtype, open_imported=opening))
     failed = [comparison for comparison in comparisons if not comparison.excess <= 0]
     assert not failed
     assert {comparison.quantity for comparison in comparisons} == set(TOLERANCES)

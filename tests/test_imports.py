@@ -30,6 +30,7 @@ LEVELS = {
     "compose": 4,
     "config": 4,
     "run_folder": 4,
+    "imported_run": 4,
     "assemble": 4,
     "cli": 5,
 }
