@@ -30,7 +30,7 @@ from lightconv_mt.decode.translator import Translation, Translator
 from lightconv_mt.errors import ConfigError, DataError
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops import resolve_backend
-from lightconv_mt.run_folder import find_checkpoint, lock_run, open_run
+from lightconv_mt.run_folder import find_checkpoint, find_start, lock_run, open_run
 from lightconv_mt.scoring import Score, load_test_set, score
 from lightconv_mt.train.checkpoint import (
     CheckpointStore,
@@ -92,7 +92,12 @@ def _train(
         temperature=config.data.temperature,
     )
     torch.manual_seed(config.seed)
-    model = build_model(config.model, tokenizers, config.runtime).to(device)
+    model = build_model(config.model, tokenizers, config.runtime)
+    if config.start_from is not None and not store.steps():
+        start = find_start(config.start_from)
+        load_model_tensors(model, load_weights(start), source=start)
+        logger.info("starting from %s", start)
+    model = model.to(device)
     logger.info(
         "model: %s parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}"
     )
@@ -289,8 +294,12 @@ def _tokenizers(run_dir: Path, config: TrainRunConfig) -> TokenizerPair:
     """The run's tokenizers, made at its first start."""
     if TokenizerPair.is_saved(run_dir):
         return TokenizerPair.load(run_dir, config.tokenizer)
-    corpus = read_corpus(config.data)
-    tokenizers = build_tokenizers(config.tokenizer, corpus.src_sentences(), corpus.tgt_sentences())
+    if config.start_from is not None:
+        tokenizers = TokenizerPair.load(Path(config.start_from), config.tokenizer)
+    else:
+        corpus = read_corpus(config.data)
+        sides = corpus.src_sentences(), corpus.tgt_sentences()
+        tokenizers = build_tokenizers(config.tokenizer, *sides)
     tokenizers.save(run_dir)
     return tokenizers
 

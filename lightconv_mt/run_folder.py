@@ -71,9 +71,16 @@ def open_run(run_dir: Path, config: TrainRunConfig) -> CheckpointStore:
     """Write the configuration into a locked run folder, or check that it is the one in there.
 
     Raises:
-        ConfigError: naming the key that differs, with both values.
+        ConfigError: naming the key that differs, with both values, or when the folder holds a model
+            without a state to go on from.
     """
     path, text = run_dir / "config.yaml", to_yaml(config)
+    store = CheckpointStore(run_dir, config.checkpoint)
+    if (run_dir / "average").exists() and not store.steps():
+        raise ConfigError(
+            f"{run_dir} holds a model but no state of a training run to go on from; "
+            f"give start_from={run_dir} and another run_dir"
+        )
     if path.exists():
         now, then = _flat(to_plain(config)), _flat(to_plain(load_run_config(run_dir)))
         for key in {**then, **now}:
@@ -89,7 +96,6 @@ def open_run(run_dir: Path, config: TrainRunConfig) -> CheckpointStore:
         raise ConfigError(
             f"cannot write run_dir={run_dir}: {error.strerror}; choose another folder"
         ) from error
-    store = CheckpointStore(run_dir, config.checkpoint)
     store.remove_leftovers()
     return store
 
@@ -116,6 +122,11 @@ def find_checkpoint(run_dir: Path, wanted: str, config: TrainRunConfig) -> Path:
             f"{run_dir} has no checkpoint {wanted}; there is {', '.join(there) or 'none yet'}"
         )
     return found[0]
+
+
+def find_start(run_dir: str) -> Path:
+    """Folder of the weights that another run begins with: average, else best, else last."""
+    return find_checkpoint(Path(run_dir), "auto", load_run_config(run_dir))
 
 
 def _flat(values: object, prefix: str = "") -> dict[str, object]:

@@ -31,6 +31,7 @@ LEVELS = {
     "config": 4,
     "run_folder": 4,
     "imported_run": 4,
+    "start_from": 4,
     "assemble": 4,
     "cli": 5,
 }
