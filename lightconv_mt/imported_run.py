@@ -242,6 +242,7 @@ def _appearing(out: Path) -> Iterator[Path]:
         _remove_leftovers(out)
         temporary.mkdir()
         yield temporary
+        storage.announce("rename", out)
         os.replace(temporary, out)
     except OSError as error:
         raise CheckpointError(

@@ -30,7 +30,7 @@ def inherit(plain: dict[str, Any], words: list[str]) -> None:
         key, _, value = word.lstrip("+").partition("=")
         group = key.partition("@")[0]
         if group in INHERITED or group.startswith("model/"):
-            if group == "model/mixer" and value == plain["model"].get("mixer", {}).get("name"):
+            if key == "model/mixer" and value == plain["model"].get("mixer", {}).get("name"):
                 continue
             raise ConfigError(
                 f"{word} is given, but start_from={start} brings its own "

@@ -1,7 +1,7 @@
 """fairseq's options of a model, turned into our configuration, or refused one by one."""
 
 from collections.abc import Mapping
-from reprlib import repr as shown  # of bounded length, whatever a file holds
+from reprlib import Repr
 from typing import Any
 
 from lightconv_mt.errors import CheckpointError
@@ -70,6 +70,10 @@ _REFUSED = (
     "scale_heads",
     "scale_resids",
 )
+# A value in a message, of bounded length whatever a file holds.
+_bounded = Repr()
+_bounded.maxlevel, _bounded.maxlist = 1, 8
+shown = _bounded.repr
 # No size of a model is larger; keeps absurd ones from being built.
 _MAX_SIZE = 1 << 24
 
