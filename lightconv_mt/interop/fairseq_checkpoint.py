@@ -140,9 +140,9 @@ def _fields(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Options of model and task: `args` until 2020, `cfg` since."""
     args, cfg = state.get("args"), state.get("cfg")
     if isinstance(args, Namespace):
-        return _named(args, path)
+        return _named(args)
     if isinstance(cfg, dict):
-        model, task = _named(cfg.get("model"), path), _named(cfg.get("task"), path)
+        model, task = _named(cfg.get("model")), _named(cfg.get("task"))
         for part in _NESTED:
             if isinstance(nested := model.pop(part, None), dict):
                 model |= {f"{part}_{key}": value for key, value in nested.items()}
@@ -155,19 +155,16 @@ def _fields(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
     )
 
 
-def _named(value: Any, path: Path) -> dict[str, Any]:
-    """What a Namespace or dictionary holds by name, plain values all."""
+def _named(value: Any) -> dict[str, Any]:
+    """What a Namespace or dictionary holds by name; of what is no plain value, its type."""
     items = vars(value) if isinstance(value, Namespace) else value
     if not isinstance(items, dict):
         return {}
-    named = {key: item for key, item in items.items() if isinstance(key, str)}
-    for key, item in named.items():
-        if type(item) not in _PLAIN:
-            raise CheckpointError(
-                f"{path}: its option {key[:60]} is a {type(item).__name__}, no plain value; "
-                f"it is refused"
-            )
-    return named
+    return {
+        key: item if isinstance(item, _PLAIN) else f"a {type(item).__name__}"
+        for key, item in items.items()
+        if isinstance(key, str)
+    }
 
 
 def _num_updates(state: Mapping[str, Any]) -> int | None:

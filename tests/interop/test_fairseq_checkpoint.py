@@ -43,6 +43,14 @@ def test_todays_configuration_is_read(path: Path, state: dict[str, Any]) -> None
     assert {**found.fields, "source_lang": "de", "_name": ""} == {**fields, "_name": ""}
 
 
+def test_values_that_are_not_plain_are_known_by_their_type(
+    path: Path, state: dict[str, Any]
+) -> None:
+    state["args"].device, state["args"].inner = torch.ones(3), Namespace(x=1)
+    found = read(path, state).fields
+    assert (found["device"], found["inner"], found["dropout"]) == ("a Tensor", "a Namespace", 0.1)
+
+
 def test_so_is_one_in_parts(path: Path, state: dict[str, Any]) -> None:
     model = {
         "_name": "transformer",

@@ -194,7 +194,7 @@ BROKEN: dict[str, tuple[Callable[[State], Any], str]] = {
     "args is empty": (lambda state: {**state, "args": Namespace()}, "is of arch None"),
     "a tensor among args": (
         with_options(encoder_layers=torch.ones(2)),
-        "its option encoder_layers is a Tensor, no plain value",
+        "encoder_layers='a Tensor', which is no size",
     ),
     "unknown arch": (with_options(arch="fconv"), "is of arch 'fconv'"),
     "language model": (with_options(arch="lightconv_lm"), "is of arch 'lightconv_lm'"),
@@ -439,8 +439,10 @@ def test_help_is_quick_and_names_every_key() -> None:
 def test_the_script_imports_and_says_what_it_took_the_text_for(place: Path) -> None:
     words = [f"checkpoint={place / 'model.pt'}", f"out={place / 'made' / 'run'}"]
     words += [f"{key}={place / 'dict.txt'}" for key in ("dict_src", "dict_tgt")]
-    command = [sys.executable, str(SCRIPT), *words, f"bpe_codes={place / 'codes'}"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    words.append(f"bpe_codes={place / 'codes'}")
+    found = subprocess.run(
+        [sys.executable, str(SCRIPT), *words], capture_output=True, text=True, check=False
+    )
     assert (found.returncode, found.stdout) == (0, "")
     assert found.stderr.splitlines() == [
         f"{place}/made/run: lightconv, 2 + 2 layers of 12 channels, 5,234 parameters, "
@@ -450,6 +452,3 @@ def test_the_script_imports_and_says_what_it_took_the_text_for(place: Path) -> N
         "target text: punctuation normalised, Moses' words (en), dashes not split, lower-cased, "
         "cut by BPE",
     ]
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (again.returncode, again.stderr.count("\n")) == (4, 1)
-    assert "is there already" in again.stderr
