@@ -15,11 +15,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from lightconv_mt.assemble import load_translator
-from lightconv_mt.config import Device, RuntimeConfig
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import LcmtError
-from lightconv_mt.imported_run import ImportConfig, import_run
 from lightconv_mt.interop.golden import TOLERANCES, Comparison, compare_folder
 from lightconv_mt.ops import Backend
 
@@ -68,6 +65,10 @@ def main() -> int:
 @contextmanager
 def open_imported(backend: Backend, checkpoint: Path, folder: Path) -> Iterator[Translator]:
     """Import a checkpoint into a run folder and open that like any other."""
+    from lightconv_mt.assemble import load_translator
+    from lightconv_mt.config import Device, RuntimeConfig
+    from lightconv_mt.imported_run import ImportConfig, import_run
+
     with TemporaryDirectory() as scratch:
         run = import_run(
             ImportConfig(

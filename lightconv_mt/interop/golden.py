@@ -83,7 +83,11 @@ class _Beams(NamedTuple):
 
 
 def compare_folder(
-    folder: Path, *, backend: Backend, dtype: torch.dtype, open_imported: OpenImported
+    folder: Path,
+    *,
+    backend: Backend,
+    dtype: torch.dtype,
+    open_imported: OpenImported | None = None,
 ) -> Iterator[Comparison]:
     """Run every case of a golden folder.
 
@@ -91,7 +95,8 @@ def compare_folder(
         folder: holds `conv_*.json` with tensors beside them, and `model_*` folders.
         backend: implementation of the convolutions.
         dtype: float32 or float64 to compute in.
-        open_imported: called with every `checkpoint*.pt` of a model folder, and that folder.
+        open_imported: called with every `checkpoint*.pt` of a model folder, and that folder; None
+            leaves them out.
 
     Raises:
         DataError: where the folder is not one.
@@ -108,6 +113,8 @@ def compare_folder(
     for path in sorted(folder.glob("model_*")):
         beams = list(_read_beams(path))
         yield from _compare_model(path, beams, backend, dtype)
+        if open_imported is None:
+            continue
         for checkpoint in sorted(path.glob("checkpoint*.pt")):
             with open_imported(checkpoint, path) as translator:
                 translator.model.to(dtype)
