@@ -99,11 +99,17 @@ def _check(text: str, name: str) -> None:
         symbols = line.strip("\r\n ").split(" ")
         if len(symbols) == 3 and symbols[2].isdecimal():
             raise DataError(
-                f"{name}, line {number}: three columns are fastBPE's codes; "
-                f"drop the third: cut -d' ' -f1,2"
+                f"{name}, line {number}: three columns are fastBPE's codes; drop the third "
+                f"(cut -d' ' -f1,2) and write '#version: 0.2' above them"
             )
         if len(symbols) != 2 or not all(symbols):
             raise DataError(
                 f"{name}, line {number}: {line[:60]!r} is no merge of two symbols; "
                 f"give the file of BPE codes that the model was trained with"
             )
+    merged = {symbol for line in lines[first:] for symbol in line.split()}
+    if not first and "</w>" not in merged and any(each.endswith("</w>") for each in merged):
+        raise DataError(
+            f"{name} names no version, but its merges are of version 0.2, in which ends of words "
+            f"are no symbols of their own; write '#version: 0.2' above them"
+        )

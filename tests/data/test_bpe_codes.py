@@ -62,6 +62,7 @@ def test_words_without_end_are_cut_in_parts(codes: BpeCodes) -> None:
         ("a b c\n", "line 1: 'a b c' is no merge"),
         ("a b 123\n", "line 1: three columns are fastBPE's codes; drop the third"),
         ("a  b\n", "line 1: 'a  b' is no merge"),
+        ("e r</w>\nh er</w>\n", "names no version, but its merges are of version 0.2"),
     ],
 )
 def test_broken_files_are_refused_by_line(
