@@ -22,17 +22,28 @@ _PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
 _NESTED = ("encoder", "decoder", "quant_noise")
 
 
-class _Meter:
-    """Stands in for the meters that training left in checkpoints until 2019; never looked at."""
+class Leftover:
+    """Stands in for what training leaves in a checkpoint and nobody looks at."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
 
 
+# fairseq's meters until 2019, and numpy's numbers and arrays of validation scores since.
+_LEFT_BEHIND = (
+    *(f"fairseq.meters.{name}" for name in ("AverageMeter", "TimeMeter", "StopwatchMeter")),
+    *("numpy.ndarray", "numpy.dtype"),
+    *(
+        f"numpy.{core}.multiarray.{name}"
+        for core in ("core", "_core")
+        for name in ("_reconstruct", "scalar")
+    ),
+)
 # What may stand in a checkpoint beside tensors and plain values.
 _ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     Namespace,
-    *(
-        (_Meter, f"fairseq.meters.{name}")
-        for name in ("AverageMeter", "TimeMeter", "StopwatchMeter")
-    ),
+    *((Leftover, name) for name in _LEFT_BEHIND),
 ]
 
 
@@ -128,6 +139,11 @@ def _explain(path: Path, error: Exception) -> str:
     """One line for what torch says in many."""
     text = str(error)
     if found := re.search(r"GLOBAL (\S+)", text):
+        if found[1].startswith("omegaconf."):
+            return (
+                f"{path} holds {found[1]}, as fairseq 0.10 left it there; save it with its cfg as "
+                f"a plain dictionary, as later versions do"
+            )
         return (
             f"{path} holds {found[1]}, which is no data of a fairseq checkpoint; it is refused, "
             f"nothing of it was executed"

@@ -7,8 +7,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from lightconv_mt.errors import CheckpointError
 from lightconv_mt.interop.fairseq_checkpoint import FairseqCheckpoint, read_checkpoint
@@ -85,6 +87,22 @@ def test_meters_of_2019_are_no_hindrance(path: Path, state: dict[str, Any]) -> N
         )
     assert b"cfairseq.meters\nTimeMeter\n" in path.read_bytes()
     assert read_checkpoint(path).num_updates == 12
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_scores_of_numpys_are_no_hindrance(path: Path, state: dict[str, Any], zipped: bool) -> None:
+    scores = {"_bleu_counts": np.arange(4), "best": np.float64(34.5), "half": np.float32(1)}
+    found = read(path, {**state, "extra_state": {"metrics": [("valid", scores)]}}, zipped=zipped)
+    assert found.tensors.keys() == state["model"].keys()
+    # Where one counts, it is no number.
+    state["args"].dropout = np.float64(0.1)
+    assert read(path, state, zipped=zipped).fields["dropout"] == "a Leftover"
+
+
+def test_objects_of_fairseq_0_10_are_named(path: Path, state: dict[str, Any]) -> None:
+    config = OmegaConf.create({"model": {"arch": "transformer"}})
+    with pytest.raises(CheckpointError, match=r"omegaconf\..*, as fairseq 0\.10 left it there"):
+        read(path, {"args": None, "cfg": config, "model": state["model"]})
 
 
 @pytest.mark.parametrize("zipped", [True, False])
