@@ -25,7 +25,8 @@ _NESTED = ("encoder", "decoder", "quant_noise")
 class Leftover:
     """Stands in for what training leaves in a checkpoint and nobody looks at."""
 
-    def __init__(self, *_: object) -> None: ...
+    def __init__(self, *_: object) -> None:
+        """Take whatever it would have been made of."""
 
     def __setstate__(self, _: object) -> None: ...
 
