@@ -25,12 +25,18 @@ from lightconv_mt.data.batching import TokenBatcher
 from lightconv_mt.data.corpus import read_corpus, read_source
 from lightconv_mt.data.encoded import encode_corpus
 from lightconv_mt.data.lines import decode_line, read_lines
-from lightconv_mt.data.tokenizer import TokenizerPair, build_tokenizers
+from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.decode.translator import Translation, Translator
 from lightconv_mt.errors import ConfigError, DataError
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops import resolve_backend
-from lightconv_mt.run_folder import find_checkpoint, find_start, lock_run, open_run
+from lightconv_mt.run_folder import (
+    find_checkpoint,
+    find_start,
+    lock_run,
+    open_run,
+    run_tokenizers,
+)
 from lightconv_mt.scoring import Score, load_test_set, score
 from lightconv_mt.train.checkpoint import (
     CheckpointStore,
@@ -80,7 +86,7 @@ def _train(
             open_run(run_dir, config)
         store = CheckpointStore(run_dir, config.checkpoint)
         corpus = read_corpus(config.data)
-        tokenizers = _tokenizers(run_dir, config)
+        tokenizers = run_tokenizers(run_dir, config)
         pairs = encode_corpus(corpus, tokenizers)
     batcher = TokenBatcher(
         pairs,
@@ -163,7 +169,11 @@ def translate(config: TranslateConfig) -> int:
     )
     with _input_lines(config.input) as lines, _output(config.output) as output:
         found = translator.translate_stream(
-            lines, config.decode, chunk_size=config.chunk_lines, max_tokens=config.max_tokens
+            lines,
+            config.decode,
+            prefixes=read_lines(config.prefix) if config.prefix is not None else None,
+            chunk_size=config.chunk_lines,
+            max_tokens=config.max_tokens,
         )
         for number, translation in enumerate(found, start=1):
             output.write(_format(number, translation, config.nbest_format).encode())
@@ -290,20 +300,6 @@ def load_translator(
     )
 
 
-def _tokenizers(run_dir: Path, config: TrainRunConfig) -> TokenizerPair:
-    """The run's tokenizers, made at its first start."""
-    if TokenizerPair.is_saved(run_dir):
-        return TokenizerPair.load(run_dir, config.tokenizer)
-    if config.start_from is not None:
-        tokenizers = TokenizerPair.load(Path(config.start_from), config.tokenizer)
-    else:
-        corpus = read_corpus(config.data)
-        sides = corpus.src_sentences(), corpus.tgt_sentences()
-        tokenizers = build_tokenizers(config.tokenizer, *sides)
-    tokenizers.save(run_dir)
-    return tokenizers
-
-
 def _finish(
     run_dir: Path,
     config: TrainRunConfig,
@@ -392,6 +388,9 @@ def _write_whole(path: Path, text: str) -> None:
 def _format(number: int, translation: Translation, kind: NbestFormat) -> str:
     if kind is NbestFormat.text:
         return f"{translation.text}\n"
+    if kind is NbestFormat.jsonl:
+        nbest = [{"text": text, "score": points} for text, points in translation.nbest]
+        return json.dumps({"line": number, "nbest": nbest}, ensure_ascii=False) + "\n"
     return "".join(f"{number}\t{points:.6f}\t{text}\n" for text, points in translation.nbest)
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig
 from lightconv_mt.data.tokenizer import TokenizerConfig, Vocabulary
-from lightconv_mt.decode.beam_search import DecodeConfig
+from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.errors import CheckpointError, ConfigError
 from lightconv_mt.mixers import MIXERS, MixerConfig
 from lightconv_mt.model.transformer import ModelConfig, Tying
@@ -54,10 +54,14 @@ class Metric(Enum):
 
 
 class NbestFormat(Enum):
-    """How translations are written: `text` one line each, `tsv` line number, score and text."""
+    """How translations are written.
+
+    `text` one line each; `tsv` line number, score and text; `jsonl` an object a line of input.
+    """
 
     text = "text"
     tsv = "tsv"
+    jsonl = "jsonl"
 
 
 @dataclass(kw_only=True)
@@ -137,6 +141,7 @@ class TranslateConfig:
     run_dir: str
     input: str | None = None  # None: standard input
     output: str | None = None  # None: standard output
+    prefix: str | None = None  # a file: what the output of each line is to begin with
     checkpoint: str = "auto"  # auto (average, else best, else last), average, best, last, or a step
     nbest_format: NbestFormat = NbestFormat.text
     max_tokens: int = 4096  # of a batch, padding included
@@ -152,7 +157,7 @@ class TranslateConfig:
         if self.nbest_format is NbestFormat.text and self.decode.nbest > 1:
             raise ConfigError(
                 f"decode.nbest is {self.decode.nbest}, but text has one line for each input; "
-                f"set nbest_format=tsv"
+                f"set nbest_format=tsv or jsonl"
             )
 
 

@@ -26,7 +26,7 @@ from lightconv_mt.data.tokenizer import (
     Vocabulary,
     build_tokenizers,
 )
-from lightconv_mt.decode.beam_search import DecodeConfig
+from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.errors import CheckpointError, ConfigError
 from lightconv_mt.interop.fairseq import import_checkpoint
 from lightconv_mt.interop.fairseq_checkpoint import FairseqCheckpoint, read_checkpoint

@@ -9,6 +9,8 @@ from pathlib import Path
 import portalocker
 
 from lightconv_mt.config import TrainRunConfig, load_run_config
+from lightconv_mt.data.corpus import read_corpus
+from lightconv_mt.data.tokenizer import TokenizerPair, build_tokenizers
 from lightconv_mt.errors import CheckpointError, ConfigError
 from lightconv_mt.train.checkpoint import CheckpointStore
 from lightconv_mt.train.storage import replace_text
@@ -98,6 +100,20 @@ def open_run(run_dir: Path, config: TrainRunConfig) -> CheckpointStore:
         ) from error
     store.remove_leftovers()
     return store
+
+
+def run_tokenizers(run_dir: Path, config: TrainRunConfig) -> TokenizerPair:
+    """The run's tokenizers, made, or taken from the run it starts from, at its first start."""
+    if TokenizerPair.is_saved(run_dir):
+        return TokenizerPair.load(run_dir, config.tokenizer)
+    if config.start_from is not None:
+        tokenizers = TokenizerPair.load(Path(config.start_from), config.tokenizer)
+    else:
+        corpus = read_corpus(config.data)
+        sides = corpus.src_sentences(), corpus.tgt_sentences()
+        tokenizers = build_tokenizers(config.tokenizer, *sides)
+    tokenizers.save(run_dir)
+    return tokenizers
 
 
 def find_checkpoint(run_dir: Path, wanted: str, config: TrainRunConfig) -> Path:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from lightconv_mt.data.batching import Batch, BatchConfig, collate, pack_by_length
 from lightconv_mt.data.corpus import SentencePair
 from lightconv_mt.data.tokenizer import TokenizerPair
-from lightconv_mt.decode.beam_search import DecodeConfig
+from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.scoring import Score, score
 from lightconv_mt.train.distributed import Distributed

@@ -5,8 +5,9 @@ runs once untimed, so that none meets the caches another one left, and then a fe
 Minimum and median are given; ratios are of medians. Native is timed twice: in a training call,
 through autograd as the others are, and as the op alone, which allocates its outputs too but records
 no graph. The limit of a case is the larger of its
-multiply-adds at the speed measured from registers and its bytes at the speed of a copy; that of
-one step is its bytes at the speed of a read. All three speeds are measured in the same run.
+multiply-adds at the speed measured from registers and its bytes at the speed of a copy in cache;
+that of one step is its bytes at the speed of a read. `copy` is the share that its bytes alone have,
+at the speed of a copy of a tensor of the case's size. All speeds are measured in the same run.
 """
 
 import argparse
@@ -57,10 +58,11 @@ def main() -> None:
     )
     for threads in arguments.threads:
         torch.set_num_threads(threads)
-        flops, copied = peak_flops() * threads, copy_speed()
+        flops, copied = peak_flops() * threads, copy_speed(2**21)
         print(f"{threads} threads: {flops / 1e9:.0f} GFLOP/s, copies {copied / 1e9:.0f} GB/s")
         print(
-            f"{'minimum / median ms, shares of the limit':<54}{'op alone':>28}{'training call':>29}"
+            f"{'minimum / median ms, shares of the limit':<54}{'op alone':>26}{'copy':>6}"
+            f"{'training call':>23}"
             "   training calls, times slower than native"
         )
         for case in CASES:
@@ -114,14 +116,15 @@ def bench(
                     times["backward"].setdefault(label, []).append(end - middle)
                 if timed and end - start > LONG_SECONDS:
                     break
-    # Taps inside the sequence alone count; x and y move once, in backward x, dy and dx.
-    position = torch.arange(length)[:, None] + torch.arange(width) - width // 2
-    inside = int(((position >= 0) & (position < length)).sum())
+    # x and y move once, in backward x, dy and dx.
+    inside = inside_taps(length, width)
     moved = x.numel() * x.element_size()
     read = weight.numel() * weight.element_size()
+    same_size = copy_speed(moved)
     for direction, factor in (("forward", 1), ("backward", 2)):
         work = 2.0 * inside * batch * channels * factor
-        limit = max(work / flops, ((1 + factor) * moved + factor * read) / copied)
+        traffic = (1 + factor) * moved + factor * read
+        limit = max(work / flops, traffic / copied)
         found = times[direction]
         median = statistics.median(found["native"])
         others = "  ".join(
@@ -130,7 +133,7 @@ def bench(
             if label not in ("native", "alone")
         )
         title = f"{name} {direction} {str(dtype)[6:]} {case}"
-        shares = "".join(
+        shares = f"{traffic / same_size / min(found['alone']):6.0%}".join(
             f"{1e3 * best:8.3f} /{1e3 * middle:7.3f}{limit / best:6.0%} /{limit / middle:4.0%}"
             for best, middle in (
                 (min(found[label]), statistics.median(found[label]))
@@ -159,12 +162,19 @@ def bench_step(rows: int, width: int, name: str, rounds: int, read: float) -> No
                     if timed:
                         times[backend.value].append(time.perf_counter() - start)
     best, median = min(times["native"]), statistics.median(times["native"])
-    moved = 4.0 * (ring.numel() + weight.numel())
+    # Every slot is read; x is read, and written to its slot and, as y, to the output.
+    moved = 4.0 * (ring.numel() + weight.numel() + 3 * x.numel())
     plain = statistics.median(times["torch"]) / median
     print(
         f"{f'{name} step ({rows}, 512, 8, {width})':<62}{1e3 * best:8.4f} /{1e3 * median:7.4f}"
         f"{moved / best / read:7.0%}   torch {plain:.1f}"
     )
+
+
+def inside_taps(length: int, width: int) -> int:
+    """Taps of all positions that lie inside the sequence, which alone count as work."""
+    position = torch.arange(length)[:, None] + torch.arange(width) - width // 2
+    return int(((position >= 0) & (position < length)).sum())
 
 
 def ops_alone(
@@ -210,14 +220,14 @@ def peak_flops() -> float:
     return best
 
 
-def copy_speed() -> float:
-    """Bytes a second, read and written, of a copy of 2 MB that stays in cache."""
-    source, target = torch.randn(2, 2**19)
+def copy_speed(size: int) -> float:
+    """Bytes a second, read and written, of a copy of `size` bytes again and again."""
+    source, target = torch.randn(2, size // 4)
     best = 0.0
     for _ in range(200):
         start = time.perf_counter()
         target.copy_(source)
-        best = max(best, 2 * 2**21 / (time.perf_counter() - start))
+        best = max(best, 2 * size / (time.perf_counter() - start))
     return best
 
 

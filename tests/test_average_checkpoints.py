@@ -30,7 +30,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     store = CheckpointStore(tmp_path, Run.checkpoint)
     for step in (1, 2, 4, 8):
         weights = {"a": torch.tensor([float(step)])}
-        store.save(Checkpoint(step=step, model=weights, optimizer={}, state={}), best=False)
+        store.save(Checkpoint(step=step, model=weights, optimizer={}, state={}), best_step=0)
     return tmp_path
 
 

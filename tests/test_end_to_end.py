@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lightconv_mt import assemble
+from lightconv_mt.api import Translator
 from lightconv_mt.config import (
     Device,
     EvalConfig,
@@ -21,9 +22,9 @@ from lightconv_mt.config import (
 )
 from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
-from lightconv_mt.data.tokenizer import TokenizerConfig
-from lightconv_mt.decode.beam_search import DecodeConfig
-from lightconv_mt.errors import CheckpointError, ConfigError
+from lightconv_mt.data.tokenizer import TokenizerConfig, build_tokenizers
+from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.errors import CheckpointError, ConfigError, DataError
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig
 from lightconv_mt.run_folder import lock_run
@@ -185,6 +186,59 @@ def test_one_line_in_is_one_line_out(configure: Configure, tmp_path: Path) -> No
         output = (tmp_path / "out").read_text().split("\n")[:-1]
         numbers = [line.split("\t")[0] for line in output] if nbest > 1 else output
         assert len(set(numbers) if nbest > 1 else numbers) == lines
+    translation.nbest_format = assemble.NbestFormat.jsonl
+    assert assemble.translate(translation) == 0
+    objects = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert [found["line"] for found in objects] == list(range(1, lines + 1))
+    assert [line.split("\t")[2] for line in output] == [
+        each["text"] for found in objects for each in found["nbest"]
+    ]
+
+
+def test_the_python_interface_translates_and_scores(configure: Configure) -> None:
+    config = configure(steps=2)
+    assemble.train(config)
+    translator = Translator.load(config.run_dir, device="cpu")
+    lines = ["ba de", "", "fi go hu"]
+    found = translator.translate(lines, beam_size=3, nbest=2, max_length=5)
+    assert [len(each.nbest) for each in found] == [2, 1, 2]
+    assert found[1].text == ""
+    alone = translator.translate(lines, beam_size=3, nbest=2, max_length=5, batch_size=1)
+    assert [each.text for each in alone] == [each.text for each in found]
+    (scored,) = translator.score(["ba de"], ["den ban"])
+    assert scored.log_prob < 0.0
+    with pytest.raises(ConfigError, match="did you mean beam_size"):
+        translator.translate(lines, beam_sise=3)
+    with pytest.raises(ConfigError, match="one of auto, cpu, cuda"):
+        Translator.load(config.run_dir, device="gpu")
+
+
+def test_outputs_begin_as_asked(configure: Configure, tmp_path: Path) -> None:
+    config = configure(steps=2)
+    assemble.train(config)
+    (tmp_path / "in").write_text("ba de\nfi\nka le\n")
+    translation = TranslateConfig(
+        run_dir=config.run_dir,
+        input=str(tmp_path / "in"),
+        output=str(tmp_path / "out"),
+        prefix=str(tmp_path / "prefix"),
+        chunk_lines=2,
+        decode=DecodeConfig(beam_size=3),
+        runtime=config.runtime,
+    )
+    (tmp_path / "prefix").write_text("den ban\n\nlen\n")
+    for sampling in (False, True):
+        translation.decode = DecodeConfig(beam_size=3, sampling=sampling)
+        assert assemble.translate(translation) == 0
+        first, _, third, _ = (tmp_path / "out").read_bytes().decode().split("\n")
+        assert first.startswith("den ban")
+        assert third.startswith("len")
+    (tmp_path / "out").unlink()
+    for prefixes, problem in (("den\n\n", "2 prefixes for more"), ("\n" * 4, "than the 3 lines")):
+        (tmp_path / "prefix").write_text(prefixes)
+        with pytest.raises(DataError, match=problem):
+            assemble.translate(translation)
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("rdrop", [0.0, 3.0])
@@ -247,9 +301,7 @@ def test_accumulated_micro_batches_give_the_gradient_of_their_union(configure: C
     from lightconv_mt.train.loss import LabelSmoothedLoss
 
     config = configure()
-    tokenizers = assemble.build_tokenizers(
-        config.tokenizer, WORDS * 50, [f"{word}n" for word in WORDS] * 50
-    )
+    tokenizers = build_tokenizers(config.tokenizer, WORDS * 50, [f"{word}n" for word in WORDS] * 50)
     model = assemble.build_model(config.model, tokenizers, config.runtime).double().eval()
     rows = [([5 + i, 6, 2], [7, 8 + i] * (i + 1) + [2]) for i in range(6)]
     gradients = []

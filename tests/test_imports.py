@@ -33,6 +33,7 @@ LEVELS = {
     "imported_run": 4,
     "start_from": 4,
     "assemble": 4,
+    "api": 5,
     "cli": 5,
 }
 # Sideways steps on one level, each with its reason.

@@ -20,11 +20,11 @@ from lightconv_mt.config import Device, Precision, RuntimeConfig, TrainRunConfig
 from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
 from lightconv_mt.data.tokenizer import TokenizerConfig
-from lightconv_mt.decode.beam_search import DecodeConfig
+from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig
-from lightconv_mt.train.checkpoint import CheckpointConfig
+from lightconv_mt.train.checkpoint import CheckpointConfig, CheckpointStore
 from lightconv_mt.train.loop import LoopConfig, Trainer
 from lightconv_mt.train.optim import OptimConfig
 from lightconv_mt.train.schedule import InverseSqrtConfig
@@ -233,6 +233,11 @@ MOMENTS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
     ),
     "at the last step": (Trainer, "_step", lambda trainer: trainer.state.step == 59),
     "in a validation": (Translator, "translate", lambda translator: True),
+    "between the best checkpoint and its name": (
+        CheckpointStore,
+        "name_best",
+        lambda store: 20 in store.steps(),
+    ),
     "in averaging": (assemble, "write_average", lambda run_dir: True),
     "after averaging": (assemble, "replace_text", lambda path: True),
 }

@@ -10,12 +10,6 @@ from torch import Tensor
 SPARE_CANDIDATES = 8
 
 
-def force_token(logp: Tensor, rows: Tensor, token: int) -> None:
-    """Leave the chosen rows (N,) bool of logp (N, V) no choice but `token`, in place."""
-    others = torch.arange(logp.shape[1], device=logp.device) != token
-    logp.masked_fill_(rows[:, None] & others, -inf)
-
-
 def ban_repeats(logp: Tensor, history: Tensor, *, size: int, pad: int) -> None:
     """Ban tokens that would end an n-gram a hypothesis already holds, in place.
 

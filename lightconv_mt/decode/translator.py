@@ -5,12 +5,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import islice
+from math import exp
 
 import torch
 from torch import Tensor
 
 from lightconv_mt.data.tokenizer import TokenizerPair
-from lightconv_mt.decode.beam_search import DecodeConfig, Hypothesis, beam_search
+from lightconv_mt.decode.beam_search import beam_search
+from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.sampling import sample
+from lightconv_mt.decode.trace import Hypothesis
+from lightconv_mt.errors import DataError
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 
 logger = logging.getLogger(__name__)
@@ -29,6 +34,24 @@ class Translation:
     text: str
     score: float
     nbest: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class TargetScore:
+    """How likely a given target is.
+
+    Attributes:
+        log_prob: natural logarithm of its probability, EOS included.
+        tokens: its tokens with EOS.
+    """
+
+    log_prob: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """Of a token."""
+        return exp(-self.log_prob / self.tokens)
 
 
 @dataclass
@@ -93,6 +116,7 @@ class Translator:
         lines: Sequence[str],
         config: DecodeConfig,
         *,
+        prefixes: Sequence[str] | None = None,
         max_tokens: int = 4096,
         batch_size: int = 64,
     ) -> list[Translation]:
@@ -101,6 +125,7 @@ class Translator:
         Args:
             lines: one sentence each.
             config: the search.
+            prefixes: what the output of each line begins with, whole words; "" is free.
             max_tokens: source tokens of a batch, padding included; a longer line stands alone.
             batch_size: lines of a batch, at most.
 
@@ -108,11 +133,19 @@ class Translator:
             One translation a line, in order.
         """
         assert not isinstance(lines, str), "give a list of lines"
+        number = self.report.lines
         sources = self._encode(lines)
+        tokenizer = self.tokenizers.tgt
+        begun = tokenizer.encode_batch(list(prefixes)) if prefixes else [[]] * len(lines)
         results = [Translation(text="", score=0.0, nbest=(("", 0.0),))] * len(lines)
         with self._inference():
             for batch in batches_by_length(sources, max_tokens=max_tokens, batch_size=batch_size):
-                found = self._search([sources[index] for index in batch], config)
+                found = self._search(
+                    [sources[index] for index in batch],
+                    config,
+                    lines=[number + index for index in batch],
+                    prefixes=[begun[index] for index in batch],
+                )
                 for index, hypotheses in zip(batch, found, strict=True):
                     results[index] = self._decode(hypotheses)
         return results
@@ -122,14 +155,62 @@ class Translator:
         lines: Iterable[str],
         config: DecodeConfig,
         *,
+        prefixes: Iterable[str] | None = None,
         chunk_size: int = 1024,
         max_tokens: int = 4096,
         batch_size: int = 64,
     ) -> Iterator[Translation]:
-        """Translate any number of lines, `chunk_size` at a time; other arguments as `translate`."""
+        """Translate any number of lines, `chunk_size` at a time; other arguments as `translate`.
+
+        Raises:
+            DataError: when lines and prefixes differ in number.
+        """
         stream = iter(lines)
+        starts = None if prefixes is None else iter(prefixes)
         while chunk := list(islice(stream, chunk_size)):
-            yield from self.translate(chunk, config, max_tokens=max_tokens, batch_size=batch_size)
+            begun = None if starts is None else list(islice(starts, len(chunk)))
+            if begun is not None and len(begun) < len(chunk):
+                raise DataError(
+                    f"there are {self.report.lines + len(begun):,} prefixes for more lines; "
+                    f"give one, or an empty line, for each"
+                )
+            yield from self.translate(
+                chunk, config, prefixes=begun, max_tokens=max_tokens, batch_size=batch_size
+            )
+        if starts is not None and next(starts, None) is not None:
+            raise DataError(
+                f"there are more prefixes than the {self.report.lines:,} lines; "
+                f"give one, or an empty line, for each"
+            )
+
+    def score(
+        self, lines: Sequence[str], targets: Sequence[str], *, max_tokens: int = 4096
+    ) -> list[TargetScore]:
+        """How likely the model finds given targets.
+
+        Args:
+            lines: sources, cut as for translation.
+            targets: one for each.
+            max_tokens: source tokens of a batch, padding included.
+        """
+        sources = [ids or [self.tokenizers.src.ids.eos] for ids in self._encode(lines)]
+        ids = self.tokenizers.tgt.ids
+        outputs = [[*each, ids.eos] for each in self.tokenizers.tgt.encode_batch(list(targets))]
+        found = [TargetScore(0.0, 0)] * len(sources)
+        with self._inference():
+            for batch in batches_by_length(sources, max_tokens=max_tokens, batch_size=64):
+                src, src_mask = self._padded([sources[index] for index in batch], side="src")
+                tgt, tgt_mask = self._padded([outputs[index] for index in batch], side="tgt")
+                begun = torch.cat([torch.full_like(tgt[:, :1], ids.bos), tgt[:, :-1]], dim=1)
+                logits = self.model.project(self.model(src, src_mask, begun, tgt_mask))
+                logp = logits.log_softmax(
+                    -1, dtype=torch.promote_types(logits.dtype, torch.float32)
+                )
+                chosen = logp.gather(2, tgt[..., None]).squeeze(2).double()
+                sums = chosen.masked_fill(~tgt_mask, 0.0).sum(1).tolist()
+                for index, log_prob in zip(batch, sums, strict=True):
+                    found[index] = TargetScore(log_prob, len(outputs[index]))
+        return found
 
     def _encode(self, lines: Sequence[str]) -> list[list[int]]:
         """Source ids with EOS of each line; none where there is nothing to translate."""
@@ -154,15 +235,30 @@ class Translator:
             sources[index] = [*pieces[: limit - 1], tokenizer.ids.eos]
         return sources
 
-    def _search(self, sources: list[list[int]], config: DecodeConfig) -> list[list[Hypothesis]]:
-        src, src_mask = _padded(sources, pad=self.tokenizers.src.ids.pad, device=self.device)
+    def _search(
+        self,
+        sources: list[list[int]],
+        config: DecodeConfig,
+        *,
+        lines: list[int],
+        prefixes: list[list[int]],
+    ) -> list[list[Hypothesis]]:
+        src, src_mask = self._padded(sources, side="src")
         memory = self.model.encode(src, src_mask)
-        return beam_search(
-            self.model.decode_step,
-            self.model.start(memory, src_mask, config.beam_size),
-            src_lengths=src_mask.sum(1),
-            ids=self.tokenizers.tgt.ids,
+        step, state = self.model.decode_step, self.model.start(memory, src_mask, config.beam_size)
+        src_lengths, ids = src_mask.sum(1), self.tokenizers.tgt.ids
+        if not config.sampling:
+            return beam_search(
+                step, state, src_lengths=src_lengths, ids=ids, config=config, prefixes=prefixes
+            )
+        return sample(
+            step,
+            state,
+            src_lengths=src_lengths,
+            lines=torch.tensor(lines, device=self.device),
+            ids=ids,
             config=config,
+            prefixes=prefixes,
         )
 
     def _decode(self, hypotheses: list[Hypothesis]) -> Translation:
@@ -175,6 +271,14 @@ class Translator:
         scores = [found.score for found in hypotheses]
         nbest = tuple(zip(lines, scores, strict=True))
         return Translation(text=lines[0], score=scores[0], nbest=nbest)
+
+    def _padded(self, rows: list[list[int]], *, side: str) -> tuple[Tensor, Tensor]:
+        """Ids (B, T) of a side, src or tgt, padded on the right, and their mask (B, T)."""
+        pad, width = getattr(self.tokenizers, side).ids.pad, max(map(len, rows))
+        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(width) < lengths[:, None]
+        return ids.to(self.device), mask.to(self.device)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
@@ -211,12 +315,3 @@ def batches_by_length(
         end = start + max(1, min(batch_size, max_tokens // width))
         yield order[start:end]
         start = end
-
-
-def _padded(sources: list[list[int]], *, pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids (B, S) padded on the right and their mask (B, S)."""
-    width = max(map(len, sources))
-    src = torch.tensor([[*ids, *[pad] * (width - len(ids))] for ids in sources])
-    lengths = torch.tensor([len(ids) for ids in sources])
-    mask = torch.arange(width) < lengths[:, None]
-    return src.to(device), mask.to(device)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightconv_mt.data.tokenizer_base import SpecialIds
-from lightconv_mt.decode.beam_search import DecodeConfig, beam_search
+from lightconv_mt.decode.beam_search import beam_search
+from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import DataError
 from lightconv_mt.interop.fairseq import parameter_name, rename_parameters

@@ -28,12 +28,13 @@ def keep_mask(
         bool tensor of `shape`, True = kept.
     """
     element = torch.arange(prod(shape), dtype=torch.int64, device=device)
-    word = _lowbias32(element ^ (seed & _WORD))
-    word = _lowbias32(word ^ (seed >> 32 & _WORD))
+    word = lowbias32(element ^ (seed & _WORD))
+    word = lowbias32(word ^ (seed >> 32 & _WORD))
     return (word >= round(dropout * 2**32)).view(*shape)
 
 
-def _lowbias32(word: Tensor) -> Tensor:
+def lowbias32(word: Tensor) -> Tensor:
+    """Hash of 32-bit words held in int64."""
     word = (word ^ (word >> 16)) * 0x7FEB352D & _WORD
     word = (word ^ (word >> 15)) * 0x846CA68B & _WORD
     return word ^ (word >> 16)

@@ -89,14 +89,14 @@ class CheckpointStore:
         self,
         checkpoint: Checkpoint,
         *,
-        best: bool,
+        best_step: int,
         planned: Callable[[int], bool] = lambda step: True,
     ) -> None:
         """Write a checkpoint whole or not at all, then drop those that are no longer kept.
 
         Args:
             checkpoint: what to write, in place of an older one of that step.
-            best: whether it is the best so far.
+            best_step: of the best one so far, which may be this; 0 if there is none.
             planned: whether a run that is never interrupted saves at a step; the others, there only
                 to go on from, are dropped at the next that is.
 
@@ -120,14 +120,7 @@ class CheckpointStore:
                 },
                 size=sum(map(_num_bytes, tensors.values())),
             )
-        if best:
-            try:
-                storage.replace_text(self.folder / "best", path.name)
-            except OSError as error:
-                raise CheckpointError(
-                    f"cannot write {self.folder / 'best'}: {error.strerror or error}; "
-                    f"the checkpoints are intact"
-                ) from error
+        self.name_best(best_step)  # an older one too: a death may have come before it was named
         steps = self.steps()
         kept = {*list(filter(planned, steps))[-self.config.keep_last :], self.best_step()}
         if not planned(checkpoint.step):
@@ -135,6 +128,23 @@ class CheckpointStore:
         for step in steps:
             if step not in kept:
                 storage.remove_folder(self.path(step))
+
+    def name_best(self, step: int) -> None:
+        """Have `best` name the checkpoint of a step, if that is here and not named already.
+
+        Raises:
+            CheckpointError: when the file cannot be written; the checkpoints are intact then.
+        """
+        pointer, name = self.folder / "best", _folder_name(step)
+        if not (self.folder / name / storage.MANIFEST).is_file():
+            return
+        try:
+            if not pointer.exists() or pointer.read_text(errors="replace") != name:
+                storage.replace_text(pointer, name)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write {pointer}: {error.strerror or error}; the checkpoints are intact"
+            ) from error
 
     def load_latest(self) -> Checkpoint | None:
         """The newest good checkpoint, or None if there is none yet; bad ones are named in the log.

@@ -169,7 +169,8 @@ class Trainer:
                         found = self._measure()
                 except InterruptedWorkError:
                     break
-                self._save(monitor, best=self._record(*found, monitor))
+                self._record(*found, monitor)
+                self._save(monitor)
                 self._restart_clock()
             if self.finished():
                 break
@@ -390,20 +391,19 @@ class Trainer:
             copy_parameters(self.model, self.measured.eval())
         return self.validate(), time.perf_counter() - started
 
-    def _record(self, found: Validation, seconds: float, monitor: SilentMonitor) -> bool:
-        """Note what a validation found; whether the model is the best so far."""
+    def _record(self, found: Validation, seconds: float, monitor: SilentMonitor) -> None:
+        """Note what a validation found."""
         state, bleu = self.state, found.metrics["valid/bleu"]
         state.validated_step = state.step
         state.validations_since_best += 1
         if bleu > state.best_bleu:
-            state.best_bleu, state.validations_since_best = bleu, 0
+            state.best_bleu, state.best_step, state.validations_since_best = bleu, state.step, 0
         metrics = {**found.metrics, "valid/best_bleu": state.best_bleu}
         monitor.metrics(state.step, metrics, timing={"valid/seconds": seconds})
         monitor.samples(state.step, found.samples)
         monitor.figures(state.step, found.figures)
-        return state.validations_since_best == 0
 
-    def _save(self, monitor: SilentMonitor, *, best: bool = False, last: bool = False) -> None:
+    def _save(self, monitor: SilentMonitor, *, last: bool = False) -> None:
         """Save the state, unless it is saved as it is; failing ends the run if so configured."""
         state = self.state
         state.metric_lines = monitor.lines
@@ -418,7 +418,7 @@ class Trainer:
             state={**asdict(state), "scaler": self.scaler.state_dict()},
         )
         try:
-            self.store.save(checkpoint, best=best, planned=self._saves_at)
+            self.store.save(checkpoint, best_step=state.best_step, planned=self._saves_at)
         except CheckpointError as error:
             if last or self.store.config.on_failure is OnFailure.stop:
                 raise

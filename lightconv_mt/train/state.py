@@ -42,6 +42,7 @@ class TrainState:
     norm_mean: float = 0.0  # running mean and variance of the gradient's norm
     norm_variance: float = 0.0
     best_bleu: float = -1.0
+    best_step: int = 0  # 0: none yet
     validations_since_best: int = 0
     loss_sum: float = 0.0  # since the last log line
     nll_sum: float = 0.0

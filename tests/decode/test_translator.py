@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import inf, nan
+from math import exp, inf, nan
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightconv_mt.data.tokenizer_base import SpecialIds
-from lightconv_mt.decode.beam_search import DecodeConfig
+from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translator, batches_by_length
 from lightconv_mt.mixers.lightconv import LightConvConfig
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
@@ -205,7 +205,8 @@ def test_the_model_translates_in_evaluation_mode_and_is_given_back_as_it_was(
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_a_real_model_gives_the_same_for_any_batch() -> None:
+def real_model() -> Seq2SeqTransformer:
+    """In float64, so that sizes of batches do not show."""
     torch.manual_seed(1)
     config = ModelConfig(
         mixer=LightConvConfig(encoder_kernel_sizes=[3], decoder_kernel_sizes=[3]),
@@ -220,6 +221,26 @@ def test_a_real_model_gives_the_same_for_any_batch() -> None:
         config, src_vocab_size=VOCAB, tgt_vocab_size=VOCAB, src_pad_id=1, tgt_pad_id=1
     ).double()
     nn.init.normal_(model.output_weight)
+    return model
+
+
+def test_a_given_target_scores_as_much_as_when_it_is_forced() -> None:
+    one = translator(real_model())
+    lines = ["the quick brown fox", "jumps", "over the lazy dog", "a"]
+    targets = ["fox", "a longer one", "", "dog"]
+    scores = one.score(lines, targets)
+    for line, target, found in zip(lines, targets, scores, strict=True):
+        config = DecodeConfig(beam_size=1, max_length=len(target), min_length=0, length_penalty=0.0)
+        (forced,) = one.translate([line], config, prefixes=[target])
+        assert forced.text == target
+        assert found.log_prob == pytest.approx(forced.score)
+        assert found.tokens == len(target) + 1
+        assert found.perplexity == pytest.approx(exp(-forced.score / found.tokens))
+        assert one.score([line], [target])[0].log_prob == pytest.approx(found.log_prob)
+
+
+def test_a_real_model_gives_the_same_for_any_batch() -> None:
+    model = real_model()
     lines = ["the quick brown fox", "", "jumps", "over the lazy dog", "a", "jumps over"]
     search = DecodeConfig(beam_size=3, nbest=3, max_length_ratio=1.0, max_length_extra=3)
     together = translator(model).translate(lines, search)

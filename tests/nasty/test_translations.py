@@ -19,7 +19,7 @@ from lightconv_mt.data.tokenizer import (
     TokenizerPair,
     train_tokenizer,
 )
-from lightconv_mt.decode.beam_search import DecodeConfig
+from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.mixers import MIXERS

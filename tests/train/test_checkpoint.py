@@ -42,7 +42,7 @@ def store(folder: Path, **values: int) -> CheckpointStore:
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     saved = checkpoint(7)
-    store(tmp_path).save(saved, best=False)
+    store(tmp_path).save(saved, best_step=0)
     loaded = store(tmp_path).load_latest()
     assert loaded is not None
     assert (loaded.step, loaded.state) == (7, saved.state)
@@ -58,7 +58,7 @@ def test_nothing_yet_is_no_error(tmp_path: Path) -> None:
 def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
     checkpoints = store(tmp_path)
     for step in range(1, 8):
-        checkpoints.save(checkpoint(step), best=step == 2)
+        checkpoints.save(checkpoint(step), best_step=2)
     assert checkpoints.steps() == [2, 5, 6, 7]
     assert checkpoints.best_step() == 2
 
@@ -67,7 +67,7 @@ def test_a_save_out_of_turn_is_gone_after_the_next_in_turn(tmp_path: Path) -> No
     checkpoints = store(tmp_path)
     found = []
     for step in (10, 20, 30, 31, 34, 37, 40):
-        checkpoints.save(checkpoint(step), best=step == 10, planned=lambda step: step % 10 == 0)
+        checkpoints.save(checkpoint(step), best_step=10, planned=lambda step: step % 10 == 0)
         found.append(checkpoints.steps())
     assert found[3:] == [
         [10, 20, 30, 31],
@@ -78,7 +78,7 @@ def test_a_save_out_of_turn_is_gone_after_the_next_in_turn(tmp_path: Path) -> No
 
 
 def test_leftovers_of_a_killed_save_are_removed_and_never_read(tmp_path: Path) -> None:
-    store(tmp_path).save(checkpoint(1), best=False)
+    store(tmp_path).save(checkpoint(1), best_step=0)
     leftover = tmp_path / "checkpoints" / ".step_00000002.tmp-123"
     leftover.mkdir()
     (leftover / "model.safetensors").write_bytes(b"half")
@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
 ) -> None:
     checkpoints = store(tmp_path)
     for step in (1, 2):
-        checkpoints.save(checkpoint(step), best=False)
+        checkpoints.save(checkpoint(step), best_step=0)
     path = checkpoints.path(2) / name
     content = bytearray(path.read_bytes())
     if damage == "flip":
@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
 def test_all_damaged_is_a_refusal(tmp_path: Path) -> None:
     checkpoints = store(tmp_path)
     for step in (1, 2):
-        checkpoints.save(checkpoint(step), best=False)
+        checkpoints.save(checkpoint(step), best_step=0)
         (checkpoints.path(step) / "model.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="all 2 checkpoints .* are damaged"):
         checkpoints.load_latest()
@@ -129,7 +129,7 @@ def test_the_average_is_the_mean(tmp_path: Path) -> None:
     checkpoints = store(tmp_path, keep_last=4, average_last=4)
     saved = [checkpoint(step) for step in (1, 2, 6)]
     for each in saved:
-        checkpoints.save(each, best=False)
+        checkpoints.save(each, best_step=0)
     paths = [checkpoints.path(step) for step in (1, 2, 6)]
     mean = average_checkpoints(paths)
     assert torch.equal(mean["a"], torch.full((3,), 3.0))

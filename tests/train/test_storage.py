@@ -26,7 +26,7 @@ def save(folder: Path, step: int) -> None:
     checkpoint = Checkpoint(
         step=step, model=tensors, optimizer={"exp_avg.a": tensors["a"]}, state={"step": step}
     )
-    open_store(folder).save(checkpoint, best=step % 2 == 0)
+    open_store(folder).save(checkpoint, best_step=step - step % 2)
 
 
 def count_actions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:

@@ -15,19 +15,13 @@ inline int vectors_at_once(i64 width, i64 left) {
   return left >= 2 ? 2 : 1;
 }
 
-// Copy rows [begin, end) of a channel block, zeros where a row lies outside the sequence.
+// Copy rows of a channel block, zeros in what the last vector lacks.
 template <class S, class A>
-void pack(const S* from, i64 time_stride, i64 time, i64 begin, i64 end, int vectors, int last,
-          A* panel) {
+void pack(const S* from, i64 time_stride, i64 rows, int vectors, int last, A* panel) {
   constexpr int W = Lanes<A>::count;
-  for (i64 row = begin; row < end; ++row, panel += vectors * W) {
-    if (row < 0 || row >= time) {
-      for (int v = 0; v < vectors; ++v) store(panel + v * W, Vec<A>{});
-      continue;
-    }
-    const S* source = from + row * time_stride;
-    for (int v = 0; v < vectors - 1; ++v) store(panel + v * W, load(source + v * W));
-    const S* end_part = source + (vectors - 1) * W;
+  for (i64 row = 0; row < rows; ++row, from += time_stride, panel += vectors * W) {
+    for (int v = 0; v < vectors - 1; ++v) store(panel + v * W, load(from + v * W));
+    const S* end_part = from + (vectors - 1) * W;
     A* target = panel + (vectors - 1) * W;
     store(target, last == W ? load(end_part) : load_part(end_part, last, A(0)));
   }

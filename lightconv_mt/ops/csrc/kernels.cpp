@@ -2,8 +2,8 @@
 // backward and one step. The definition of all of it is ops/reference.py.
 //
 // Work is cut into (sentence, stretch of positions); a stretch goes through its heads one by one.
-// Where wide strides, narrow types or channel counts that fill no vector would be met again and
-// again, the rows a head needs are first copied into a panel of accumulators.
+// Where narrow types or channel counts that fill no vector would be met again and again, or zeros
+// are wanted around a sequence, the rows a head needs are first copied into a panel.
 #include <vector>
 #ifdef _OPENMP
 #include <omp.h>
@@ -11,6 +11,7 @@
 
 #include "convolve.h"
 #include "gradients.h"
+#include "parts.h"
 #include "step.h"
 #include "taps.h"
 
@@ -19,7 +20,6 @@ namespace {
 constexpr i64 kStretch = 64, kBackwardStretch = 128;  // positions of a task at most
 constexpr i64 kFarBytes = 1 << 22;
 constexpr int kPanelVectors = 4;                      // of channels, in a panel
-constexpr i64 kZeroRows = 16;                         // around a sequence, read by gradients of taps
 
 // One call, as the Python side describes it. Strides count elements; channels lie side by side.
 struct Call {
@@ -34,6 +34,18 @@ struct Call {
 
 struct Task {
   i64 index, sentence, begin, end;
+};
+
+// Rows [begin, end) of a channel block; `start` is where row 0 is or would be.
+template <class A>
+struct Rows {
+  const A* start;
+  i64 stride, begin, end;
+};
+
+// Row widths of the panels of a task so far.
+struct Panels {
+  i64 width[kSlots] = {};
 };
 
 // Call `work` for every task, spread over threads; tasks write to places of their own.
@@ -95,9 +107,11 @@ struct Convolution {
   A* taps_of(const Task& task, i64 head, i64 begin, i64 end, A** softmax) const {
     const i64 rows = std::max<i64>(end - begin, 0), first = weight_row(task.sentence, begin, head);
     A* taps = scratch(kTaps).template get<A>(rows * tap_stride);
-    normalize_rows(call.normalize, call.width,
-                   static_cast<const S*>(call.weight) + first * call.width,
-                   call.heads * call.width, rows, taps, tap_stride);
+    timed(Part::softmax, [&] {
+      normalize_rows(call.normalize, call.width,
+                     static_cast<const S*>(call.weight) + first * call.width,
+                     call.heads * call.width, rows, taps, tap_stride);
+    });
     *softmax = taps;
     if (call.dropout > 0) {
       *softmax = scratch(kSoftmax).template get<A>(rows * tap_stride);
@@ -117,10 +131,30 @@ struct Convolution {
     return (task.end < call.time ? (task.end + reach) * time_stride : batch_stride) - channel;
   }
 
+  // Rows [begin, end) of a channel block as accumulators, `zeros` rows of zeros around them where
+  // the sequence ends: where they are, if they are that already, else copied.
+  Rows<A> rows_of(Slot slot, const S* from, i64 stride, i64 begin, i64 end, i64 zeros, int vectors,
+                  int last, Panels& panels) const {
+    if constexpr (std::is_same_v<S, A>)
+      if (last == W && !zeros) return {from, stride, 0, call.time};
+    const i64 width = vectors * W, before = begin ? 0 : zeros, after = end < call.time ? 0 : zeros;
+    A* panel = scratch(slot).template get<A>((before + end - begin + after) * width);
+    A* rows = panel + before * width;
+    if (panels.width[slot] != width) {  // zeros stay from head to head
+      std::fill(panel, rows, A(0));
+      std::fill(rows + (end - begin) * width, rows + (end - begin + after) * width, A(0));
+      panels.width[slot] = width;
+    }
+    timed(Part::copies,
+          [&] { pack(from + begin * stride, stride, end - begin, vectors, last, rows); });
+    return {rows - begin * width, width, begin, end};
+  }
+
   void forward() const {
     for_each_task(call, kStretch, [&](const Task& task) {
       const i64 begin = std::max<i64>(task.begin - lead, 0);
       const i64 end = std::min(task.end + lag, call.time);
+      Panels panels;
       for (i64 head = 0; head < call.heads; ++head) {
         TapLayout<A> taps;
         A* softmax;
@@ -140,17 +174,12 @@ struct Convolution {
                                         call.channels, 0);
           const Ahead<S> ahead = {
               {x + next_x, y + next_y}, {call.x_time_stride, call.channels}, far ? 2 : 0};
-          if constexpr (std::is_same_v<S, A>)
-            if (last == W) {  // whole vectors of the right type are read where they are
-              convolve(vectors, x, call.x_time_stride, lead, call.time, call.width, task.begin,
-                       task.end, taps, y, call.channels, last, ahead);
-              return;
-            }
-          const i64 stride = vectors * W;
-          A* panel = scratch(kInput).template get<A>((end - begin) * stride);
-          pack(x, call.x_time_stride, call.time, begin, end, vectors, last, panel);
-          convolve(vectors, panel - begin * stride, stride, lead, call.time, call.width,
-                   task.begin, task.end, taps, y, call.channels, last, ahead);
+          const Rows<A> input =
+              rows_of(kInput, x, call.x_time_stride, begin, end, 0, vectors, last, panels);
+          timed(Part::sums, [&] {
+            convolve(vectors, input.start, input.stride, lead, call.time, call.width, task.begin,
+                     task.end, taps, y, call.channels, last, ahead);
+          });
         });
       }
     });
@@ -161,20 +190,19 @@ struct Convolution {
     std::vector<A> parts;  // LightConv: (task, H, width), summed in their order
     if constexpr (!dynamic) parts.resize(call.batch * stretches * call.heads * call.width);
     for_each_task(call, kBackwardStretch, [&](const Task& task) {
+      Panels panels;
       for (i64 head = 0; head < call.heads; ++head)
-        backward_head(task, head,
+        backward_head(task, head, panels,
                       dynamic ? nullptr : &parts[(task.index * call.heads + head) * call.width]);
     });
     if constexpr (!dynamic) sum_parts(parts, call.batch * stretches);
   }
 
-  void backward_head(const Task& task, i64 head, A* part) const {
+  void backward_head(const Task& task, i64 head, Panels& panels, A* part) const {
     const i64 rows = task.end - task.begin, time = call.time;
     // Gradient rows that meet inputs of this task, and input rows that meet its gradients.
-    const i64 dy_begin = std::max<i64>(task.begin - lag, 0);
-    const i64 dy_end = std::min(task.end + lead, time);
-    const i64 x_begin = std::max(task.begin - lead, -kZeroRows);
-    const i64 x_end = std::min(task.end + lag, time) + kZeroRows;
+    const i64 dy_begin = std::max<i64>(task.begin - lag, 0), dy_end = std::min(task.end + lead, time);
+    const i64 x_begin = std::max<i64>(task.begin - lead, 0), x_end = std::min(task.end + lag, time);
     const i64 product_stride = tap_stride + 2 * W, total_vectors = round_up(call.width, W);
     A *taps = nullptr, *softmax = nullptr, *sums;
     TapLayout<A> layout;
@@ -192,8 +220,6 @@ struct Convolution {
     }
     bool first = true;
     for_each_block<A>(call, head, [&](i64 channel, int vectors, int last) {
-      const i64 stride = vectors * W;
-      A* dy = scratch(kGradient).template get<A>((dy_end - dy_begin + kZeroRows) * stride);
       const S* grad_y =
           static_cast<const S*>(call.grad_y) + task.sentence * call.grad_y_batch_stride + channel;
       const S* x_rows =
@@ -209,28 +235,36 @@ struct Convolution {
       const Ahead<S> ahead = {{grad_y + next_dy, x_rows + next_x, grad_x + next_grad_x},
                               {call.grad_y_time_stride, call.x_time_stride, call.channels},
                               far ? 3 : 0};
-      pack(grad_y, call.grad_y_time_stride, time, dy_begin, dy_end, vectors, last, dy);
-      convolve(vectors, dy - dy_begin * stride, stride, lag, time, call.width, task.begin,
-               task.end, layout, grad_x, call.channels, last, ahead);
-      A* x = scratch(kInput).template get<A>((x_end - x_begin) * stride);
-      pack(x_rows, call.x_time_stride, time, x_begin, x_end, vectors, last, x);
-      const A* input = x + (task.begin - lead - x_begin) * stride;
-      A* own = dy + (task.begin - dy_begin) * stride;
+      const Rows<A> dy = rows_of(kGradient, grad_y, call.grad_y_time_stride, dy_begin, dy_end, 0,
+                                 vectors, last, panels);
+      timed(Part::sums, [&] {
+        convolve(vectors, dy.start, dy.stride, lag, time, call.width, task.begin, task.end, layout,
+                 grad_x, call.channels, last, ahead);
+      });
+      const Rows<A> x = rows_of(kInput, x_rows, call.x_time_stride, x_begin, x_end,
+                                dynamic ? 0 : kZeroRows, vectors, last, panels);
+      const A* input = x.start + (task.begin - lead) * x.stride;
+      const A* own = dy.start + task.begin * dy.stride;
       if constexpr (dynamic) {
         auto multiply = [&]<int V>(std::integral_constant<int, V>) {
-          multiply_pairs<A, V>(input, own, stride, rows, call.width, task.begin, lead, time,
-                               !first, sums + W, product_stride);
+          const i64 origin = task.begin - lead;
+          multiply_pairs<A, V>(input, x.stride, own, dy.stride, rows, call.width, -origin,
+                               time - origin, x.begin - origin, x.end - origin, !first, sums + W,
+                               product_stride);
         };
-        switch (vectors) {
-          case 1: multiply(std::integral_constant<int, 1>{}); break;
-          case 2: multiply(std::integral_constant<int, 2>{}); break;
-          case 3: multiply(std::integral_constant<int, 3>{}); break;
-          case 4: multiply(std::integral_constant<int, 4>{}); break;
-        }
+        timed(Part::tap_gradients, [&] {
+          switch (vectors) {
+            case 1: multiply(std::integral_constant<int, 1>{}); break;
+            case 2: multiply(std::integral_constant<int, 2>{}); break;
+            case 3: multiply(std::integral_constant<int, 3>{}); break;
+            case 4: multiply(std::integral_constant<int, 4>{}); break;
+          }
+        });
       } else {
-        // Rows of the next task must not count here.
-        std::fill(own + rows * stride, own + (rows + kRowsAtOnce) * stride, A(0));
-        correlate(input, own, stride, rows, vectors, call.width, task.begin, lead, time, sums);
+        timed(Part::tap_gradients, [&] {
+          correlate(input, x.stride, own, dy.stride, rows, vectors, call.width, task.begin, lead,
+                    time, sums);
+        });
       }
       first = false;
     });
@@ -253,8 +287,10 @@ struct Convolution {
     if (!call.normalize && call.dropout > 0)
       drop(call.dropout, call.seed, u32(first * call.width), u32(row_step), rows, products,
            tap_stride, product_stride);
-    taps_backward(call.normalize, call.width, products, product_stride, taps, softmax, tap_stride,
-                  rows, static_cast<S*>(call.grad_weight) + first * call.width, row_step);
+    timed(Part::softmax_gradients, [&] {
+      taps_backward(call.normalize, call.width, products, product_stride, taps, softmax, tap_stride,
+                    rows, static_cast<S*>(call.grad_weight) + first * call.width, row_step);
+    });
   }
 
   // LightConv: from the tasks' sums.

@@ -111,14 +111,17 @@ struct RowBatch {
 
   // One number a row, from the lane where `reduce_each` leaves it, to all lanes of the row.
   static Vec<A> spread(const A* numbers, int v) {
-    Vec<A> value = numbers[v] - Vec<A>{};
-    if constexpr (G > 1) {
-      A lanes[W];
+    if constexpr (G == 1) return numbers[v] - Vec<A>{};
+#ifdef __clang__
+    A lanes[W];
+    for (int lane = 0; lane < W; ++lane) lanes[lane] = numbers[lane / L * L + v];
+    return load(lanes);
+#else
+    IntVec<A> lane;
 #pragma GCC unroll 16
-      for (int lane = 0; lane < W; ++lane) lanes[lane] = numbers[lane / L * L + v];
-      value = load(lanes);
-    }
-    return value;
+    for (int at = 0; at < W; ++at) lane[at] = at / L * L;
+    return __builtin_shuffle(load(numbers), lane + v);
+#endif
   }
 };
 

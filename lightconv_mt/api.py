@@ -1,0 +1,84 @@
+"""Translation from Python: open a run folder, give strings, take strings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightconv_mt.assemble import load_translator
+from lightconv_mt.config import RuntimeConfig
+from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.translator import TargetScore, Translation
+from lightconv_mt.decode.translator import Translator as LineTranslator
+from lightconv_mt.typed import build_typed, to_plain
+
+
+class Translator:
+    """A trained model that translates."""
+
+    def __init__(self, translator: LineTranslator) -> None:
+        """Wrap what `load` opened."""
+        self._translator = translator
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        checkpoint: str = "auto",
+        device: str = "auto",
+        precision: str = "fp32",
+        kernels: str = "auto",
+        threads: int | None = None,
+        max_source_tokens: int = 1024,
+    ) -> "Translator":
+        """Open a run folder.
+
+        Args:
+            path: of the folder.
+            checkpoint: auto (average, else best, else last), average, best, last, or a step.
+            device: auto, cpu or cuda.
+            precision: fp32 or bf16; fp16 on GPUs.
+            kernels: as `runtime.kernels`.
+            threads: of the CPU; None is torch's choice.
+            max_source_tokens: longer sources are cut.
+
+        Raises:
+            LcmtError: when there is no such run or checkpoint, or it is damaged.
+        """
+        values = {"device": device, "precision": precision, "kernels": kernels, "threads": threads}
+        plain = {**to_plain(RuntimeConfig()), **values}
+        runtime = build_typed(RuntimeConfig, plain, registers={})
+        return cls(load_translator(str(path), checkpoint, runtime, max_source_tokens))
+
+    def translate(
+        self,
+        lines: Sequence[str],
+        *,
+        prefixes: Sequence[str] | None = None,
+        max_tokens: int = 4096,
+        batch_size: int = 64,
+        **options: float | bool | str | None,
+    ) -> list[Translation]:
+        """Translate sentences.
+
+        Args:
+            lines: one sentence each.
+            prefixes: what the output of each is to begin with; "" is free.
+            max_tokens: source tokens of a batch, padding included.
+            batch_size: sentences of a batch, at most.
+            options: fields of `DecodeConfig`, such as beam_size=1 or sampling=True.
+
+        Returns:
+            One translation a sentence, in order.
+
+        Raises:
+            ConfigError: when an option does not exist or has a wrong value.
+        """
+        plain = {**to_plain(DecodeConfig()), **options}
+        config = build_typed(DecodeConfig, plain, registers={})
+        return self._translator.translate(
+            lines, config, prefixes=prefixes, max_tokens=max_tokens, batch_size=batch_size
+        )
+
+    def score(self, lines: Sequence[str], targets: Sequence[str]) -> list[TargetScore]:
+        """How likely the model finds given translations, one for each sentence."""
+        return self._translator.score(lines, targets)

@@ -1,0 +1,96 @@
+"""Sampling: the model's own frequencies, one output a line whatever the batch."""
+
+from collections import Counter
+from math import exp, inf
+
+import pytest
+import torch
+from table_model import IDS, TableModel
+
+from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.sampling import draw, sample
+from lightconv_mt.decode.trace import Hypothesis
+from lightconv_mt.errors import ConfigError
+
+MODEL = TableModel(7, seed=3)
+
+
+def drawn(
+    sentences: list[int], lines: list[int] | None = None, **options: object
+) -> list[list[Hypothesis]]:
+    config = DecodeConfig(sampling=True, max_length=6, min_length=0, **options)
+    numbers = torch.tensor(sentences)
+    return sample(
+        MODEL.step,
+        MODEL.start(numbers, config.beam_size),
+        src_lengths=torch.full_like(numbers, 3),
+        lines=torch.tensor(lines or sentences),
+        ids=IDS,
+        config=config,
+    )
+
+
+def test_first_tokens_come_as_often_as_the_model_says() -> None:
+    (found,) = drawn([5], beam_size=1000, nbest=1000)
+    counts = Counter(hypothesis.tokens[0] for hypothesis in found)
+    logp = MODEL.logp(5, ())
+    possible = {token: exp(value) for token, value in enumerate(logp) if token != IDS.pad}
+    total = sum(possible.values())
+    for token, probability in possible.items():
+        expected = 1000 * probability / total
+        assert abs(counts[token] - expected) < 5 * max(expected, 1) ** 0.5, token
+    assert IDS.pad not in counts
+
+
+def test_scores_are_the_models_own() -> None:
+    for hypothesis in drawn([5], beam_size=20, nbest=20, temperature=0.5)[0]:
+        prefix, *_ = hypothesis.tokens[:-1], None
+        expected = [
+            MODEL.logp(5, prefix[:place])[token] for place, token in enumerate(hypothesis.tokens)
+        ]
+        if len(prefix) == 6:  # EOS is forced, its probability is what it is
+            assert hypothesis.tokens[-1] == IDS.eos
+        assert hypothesis.token_scores == pytest.approx(expected)
+        assert hypothesis.score == pytest.approx(sum(expected) / len(expected))
+
+
+def test_an_output_depends_on_its_line_and_seed_alone() -> None:
+    together = drawn([5, 9, 5, 2], [0, 1, 2, 3], beam_size=4, nbest=4)
+    for place, sentence in enumerate([5, 9, 5, 2]):
+        assert drawn([sentence], [place], beam_size=4, nbest=4) == [together[place]]
+    assert together[0] != together[2]  # the same sentence on another line
+    assert drawn([5], [0], beam_size=4, nbest=4, seed=2) != [together[0]]
+
+
+def test_draws_keep_to_the_likeliest() -> None:
+    logp = torch.tensor([[0.4, 0.1, 0.3, 0.15, 0.05]]).log().expand(2000, -1)
+    uniform = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+
+    def frequencies(**options: object) -> list[float]:
+        chosen = draw(logp, uniform, DecodeConfig(sampling=True, **options))
+        return (torch.bincount(chosen, minlength=5) / 2000).tolist()
+
+    def normalized(values: list[float]) -> list[float]:
+        return [value / sum(values) for value in values]
+
+    near = {"abs": 1e-3}
+    assert frequencies() == pytest.approx([0.4, 0.1, 0.3, 0.15, 0.05], **near)
+    assert frequencies(top_k=2) == pytest.approx(normalized([0.4, 0, 0.3, 0, 0]), **near)
+    # 0.4 + 0.3 fall short of 0.75, so the third is in.
+    assert frequencies(top_p=0.75) == pytest.approx(normalized([0.4, 0, 0.3, 0.15, 0]), **near)
+    assert frequencies(top_p=1e-9) == [1, 0, 0, 0, 0]
+    squares = [0.16, 0.01, 0.09, 0.0225, 0.0025]
+    assert frequencies(temperature=0.5) == pytest.approx(normalized(squares), **near)
+    assert frequencies(temperature=1e-4) == pytest.approx([1, 0, 0, 0, 0])
+
+
+def test_what_is_impossible_is_not_drawn() -> None:
+    logp = torch.tensor([[-inf, 0.0, -inf], [-inf, -inf, -inf]])
+    chosen = draw(logp, torch.tensor([0.999, 0.5], dtype=torch.float64), DecodeConfig())
+    assert chosen[0] == 1
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_limits_of_options(options: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="give a number above 0"):
+        DecodeConfig(**options)
