@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -187,7 +188,8 @@ def _pieces(dictionary: FairseqDictionary) -> list[str]:
 def _lang(config: ImportConfig, checkpoint: FairseqCheckpoint, side: str) -> str:
     given: str | None = getattr(config, f"{side}_lang")
     found = checkpoint.fields.get({"src": "source_lang", "tgt": "target_lang"}[side])
-    if given is None and not (isinstance(found, str) and found.strip()):
+    named = isinstance(found, str) and re.fullmatch(r"[\w-]{1,20}", found, re.ASCII)
+    if given is None and not named:
         raise ConfigError(
             f"{checkpoint.path} does not name its languages; give {side}_lang, a code such as de"
         )
@@ -203,7 +205,7 @@ def _run_config(
     src_lang, tgt_lang = (_lang(config, checkpoint, side) for side in ("src", "tgt"))
     where = checkpoint.fields.get("data")
     where = where[0] if isinstance(where, list | tuple) and where else where
-    place = Path(where if isinstance(where, str) and where else "unknown")
+    place = Path(where if isinstance(where, str) and where.isprintable() and where else "unknown")
 
     def source(split: str) -> SourceConfig:
         stem = f"{split}.{src_lang}-{tgt_lang}"

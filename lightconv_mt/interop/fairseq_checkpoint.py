@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shown  # of bounded length, whatever a file holds
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ def read_checkpoint(path: Path) -> FairseqCheckpoint:
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(
-                f"{path}: {key!r} in 'model' is {type(value).__name__}, no tensor"
+                f"{path}: {shown(key)} in 'model' is {type(value).__name__}, no tensor"
             )
     return FairseqCheckpoint(path, _fields(state, path), dict(tensors), _num_updates(state))
 

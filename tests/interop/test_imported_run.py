@@ -161,10 +161,12 @@ def test_an_imported_folder_is_not_trained_in(
 
 
 def test_a_language_must_be_known(config: ImportConfig, state: dict[str, Any]) -> None:
-    del state["args"].source_lang
-    torch.save(state, config.checkpoint)
-    with pytest.raises(ConfigError, match="does not name its languages; give src_lang"):
-        import_run(config)
+    state["args"].data = "\ud800"
+    for unusable in (None, "", "\ud800", "../de", 3):
+        state["args"].source_lang = unusable
+        torch.save(state, config.checkpoint)
+        with pytest.raises(ConfigError, match="does not name its languages; give src_lang"):
+            import_run(config)
     import_run(ImportConfig(**{**vars(config), "src_lang": "de"}))
 
 
