@@ -3,8 +3,8 @@
 Every sentence of a file is translated with exactly --length tokens (EOS included), so that figures
 depend on the models' sizes alone, which have random weights. The plain search runs the decoder over
 the whole prefix at each step and sorts normalised probabilities. Both sides must find the same
-tokens before anything is timed. Of several rounds the median counts; memory is the process's largest
-resident size after a case.
+tokens before anything is timed. Of several rounds the median counts; memory is the largest resident
+size of the process after a case.
 """
 
 import argparse

@@ -36,6 +36,7 @@ NEEDED = {
     "data=tsv": PATHS,
     "data=json": PATHS,
     "data=parquet": PATHS,
+    "tokenizer=fairseq": "tokenizer.src_model=dict.txt",
     "data=hub": TEXT + " data.train.main.path=a data.valid.path=b",
 }
 
@@ -234,6 +235,13 @@ def test_the_torch_free_twins_are_the_real_classes(command: str) -> None:
         ("tokenizer.sampling=1", "tokenizer.sampling is 1.0"),
         ("tokenizer.tgt_model=x", "tokenizer.tgt_model is given without"),
         ("tokenizer.kind=word", "tokenizer.kind is 'word'; give one of"),
+        ("tokenizer.kind=fairseq", "give tokenizer.src_model and tokenizer.tgt_model, the dict"),
+        ("tokenizer.src_codes=x", "belong to tokenizer.kind=fairseq"),
+        ("tokenizer.tgt_codes=x", "tokenizer.tgt_codes is given without"),
+        (
+            "tokenizer=fairseq tokenizer.src_model=x tokenizer.src_moses.lang=' '",
+            "lang of Moses is",
+        ),
         ("batch.max_tokens=0", "batch.max_tokens is 0"),
         ("batch.num_workers=-1", "batch.num_workers is -1"),
         ("train.max_steps=0", "train.max_steps is 0"),
