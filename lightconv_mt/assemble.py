@@ -25,13 +25,19 @@ from lightconv_mt.data.batching import TokenBatcher
 from lightconv_mt.data.corpus import read_corpus, read_source
 from lightconv_mt.data.encoded import encode_corpus
 from lightconv_mt.data.lines import decode_line, read_lines
-from lightconv_mt.data.tokenizer import TokenizerPair, build_tokenizers
+from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.decode.translator import Translation, Translator
 from lightconv_mt.errors import ConfigError, DataError
 from lightconv_mt.evaluation import check_scoring, read_test_data, score_all, scores_json
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops import resolve_backend
-from lightconv_mt.run_folder import find_checkpoint, lock_run, open_run
+from lightconv_mt.run_folder import (
+    find_checkpoint,
+    find_start,
+    lock_run,
+    open_run,
+    run_tokenizers,
+)
 from lightconv_mt.train.checkpoint import (
     CheckpointStore,
     load_model_tensors,
@@ -82,7 +88,7 @@ def _train(
             open_run(run_dir, config)
         store = CheckpointStore(run_dir, config.checkpoint)
         corpus = read_corpus(config.data)
-        tokenizers = _tokenizers(run_dir, config)
+        tokenizers = run_tokenizers(run_dir, config)
         pairs = encode_corpus(corpus, tokenizers)
     batcher = TokenBatcher(
         pairs,
@@ -94,7 +100,12 @@ def _train(
         temperature=config.data.temperature,
     )
     torch.manual_seed(config.seed)
-    model = build_model(config.model, tokenizers, config.runtime).to(device)
+    model = build_model(config.model, tokenizers, config.runtime)
+    if config.start_from is not None and not store.steps():
+        start = find_start(config.start_from)
+        load_model_tensors(model, load_weights(start), source=start)
+        logger.info("starting from %s", start)
+    model = model.to(device)
     logger.info(
         "model: %s parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}"
     )
@@ -278,7 +289,7 @@ def load_translator(
     """
     device, precision = start_runtime(runtime)
     config = load_run_config(run_dir)
-    tokenizers = TokenizerPair.load(Path(run_dir), lowercase=config.tokenizer.lowercase)
+    tokenizers = TokenizerPair.load(Path(run_dir), config.tokenizer)
     model = build_model(config.model, tokenizers, runtime)
     folder = find_checkpoint(Path(run_dir), checkpoint, config)
     load_model_tensors(model, load_weights(folder), source=folder)
@@ -296,16 +307,6 @@ def _source_limit(config: TrainRunConfig) -> int:
     """Tokens of a source, EOS included, that the run's model is given."""
     kept = config.batch.truncate_source
     return LONGEST_SOURCE if kept is None else kept + 1
-
-
-def _tokenizers(run_dir: Path, config: TrainRunConfig) -> TokenizerPair:
-    """The run's tokenizers, made at its first start."""
-    if any(run_dir.glob("tokenizer*.model")):
-        return TokenizerPair.load(run_dir, lowercase=config.tokenizer.lowercase)
-    corpus = read_corpus(config.data)
-    tokenizers = build_tokenizers(config.tokenizer, corpus.src_sentences(), corpus.tgt_sentences())
-    tokenizers.save(run_dir)
-    return tokenizers
 
 
 def _finish(

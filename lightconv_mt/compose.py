@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from lightconv_mt.errors import ConfigError, suggest
 from lightconv_mt.overrides import explain, quote_text
 from lightconv_mt.overview import help_text
+from lightconv_mt.start_from import inherit
 from lightconv_mt.typed import Registers
 
 Plain = dict[str, Any]
@@ -49,10 +50,12 @@ def compose(command: str, arguments: list[str], *, root: type, registers: Regist
     # Hydra reads no override that follows an option.
     arguments = [*overrides, *_without(arguments, options.overrides)]
     register_schemas({command: root}, registers=registers)
-    composed: list[tuple[DictConfig, str]] = []
+    composed: list[tuple[DictConfig, str, list[str]]] = []
 
     def collect(config: DictConfig) -> None:
-        composed.append((config, HydraConfig.get().job.override_dirname))
+        hydra_config = HydraConfig.get()
+        words = list(hydra_config.overrides.task)
+        composed.append((config, hydra_config.job.override_dirname, words))
 
     decorate = hydra.main(
         version_base="1.3", config_path="pkg://lightconv_mt.configs", config_name=command
@@ -60,7 +63,7 @@ def compose(command: str, arguments: list[str], *, root: type, registers: Regist
     try:
         with _hydra_surroundings(arguments, multirun=options.multirun):
             decorate(collect)()
-        configs = [_plain_values(config) for config, _ in composed]
+        configs = [_plain_values(config) for config, _, _ in composed]
         for config in configs if command == "train" else []:
             _keep_used_mixers(config["model"], overrides)
     except Exception as error:
@@ -69,8 +72,10 @@ def compose(command: str, arguments: list[str], *, root: type, registers: Regist
             raise
         raise explained from error
     if options.multirun and command == "train":  # a folder of its own for each run of the sweep
-        for config, (_, overrides) in zip(configs, composed, strict=True):
+        for config, (_, overrides, _) in zip(configs, composed, strict=True):
             config["run_dir"] = os.path.join(config["run_dir"], overrides.replace("/", "_"))
+    for config, (_, _, words) in zip(configs, composed, strict=True):
+        inherit(config, words)
     return configs
 
 
@@ -119,10 +124,10 @@ def _keep_used_mixers(model: Plain, overrides: list[str]) -> None:
             used |= {name} - {own}
     model["mixers"] = {name: each for name, each in model["mixers"].items() if name in used}
     for word in overrides:
-        match = re.match(r"\+{0,2}model\.mixers\.(\w+)\.", word)
+        match = re.match(r"\+{0,2}(?:model/mixer@)?model\.mixers\.(\w+)", word)
         if match and match[1] not in used:
             raise ConfigError(
-                f"{match[0].lstrip('+')[:-1]} is not in use; name {match[1]} in "
+                f"model.mixers.{match[1]} is not in use; name {match[1]} in "
                 f"model.encoder_mixers or model.decoder_mixers, or change model.mixer"
             )
 

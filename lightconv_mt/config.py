@@ -107,6 +107,7 @@ class TrainRunConfig:
     """`lcmt-train`: everything that decides what a training run computes."""
 
     run_dir: str
+    start_from: str | None = None  # a run whose model, tokenizer and weights this one begins with
     seed: int = 1
     data: CorpusConfig
     tokenizer: TokenizerConfig
@@ -125,6 +126,12 @@ class TrainRunConfig:
             raise ConfigError(f"seed is {self.seed}; give 0 or more")
         if self.data.valid is None:
             raise ConfigError("data.valid is null; training is judged by it, give files or a split")
+        if self.start_from is not None and not self.start_from.strip():
+            raise ConfigError("start_from is empty; give the folder of a run, or leave it out")
+        if self.start_from is not None and Path(self.start_from) == Path(self.run_dir):
+            raise ConfigError(
+                f"run_dir and start_from are both {self.run_dir}; give the new run another folder"
+            )
         if self.model.tying is Tying.all and self.tokenizer.vocabulary is Vocabulary.separate:
             raise ConfigError(
                 "model.tying=all needs one vocabulary, but tokenizer.vocabulary is separate; "

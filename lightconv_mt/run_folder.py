@@ -10,6 +10,8 @@ from typing import Any
 import portalocker
 
 from lightconv_mt.config import TrainRunConfig, load_run_config
+from lightconv_mt.data.corpus import read_corpus
+from lightconv_mt.data.tokenizer import TokenizerPair, build_tokenizers
 from lightconv_mt.errors import CheckpointError, ConfigError
 from lightconv_mt.train.checkpoint import CheckpointStore
 from lightconv_mt.train.storage import replace_text
@@ -77,9 +79,16 @@ def open_run(run_dir: Path, config: TrainRunConfig) -> CheckpointStore:
     """Write the configuration into a locked run folder, or check that it is the one in there.
 
     Raises:
-        ConfigError: naming the key that differs, with both values.
+        ConfigError: naming the key that differs, with both values, or when the folder holds a model
+            without a state to go on from.
     """
     path, text = run_dir / "config.yaml", to_yaml(config)
+    store = CheckpointStore(run_dir, config.checkpoint)
+    if (run_dir / "average").exists() and not store.steps():
+        raise ConfigError(
+            f"{run_dir} holds a model but no state of a training run to go on from; "
+            f"give start_from={run_dir} and another run_dir"
+        )
     if path.exists():
         check_same(run_dir, to_plain(load_run_config(run_dir)), to_plain(config), free=FREE_KEYS)
     try:
@@ -89,9 +98,22 @@ def open_run(run_dir: Path, config: TrainRunConfig) -> CheckpointStore:
         raise ConfigError(
             f"cannot write run_dir={run_dir}: {error.strerror}; choose another folder"
         ) from error
-    store = CheckpointStore(run_dir, config.checkpoint)
     store.remove_leftovers()
     return store
+
+
+def run_tokenizers(run_dir: Path, config: TrainRunConfig) -> TokenizerPair:
+    """The run's tokenizers, made, or taken from the run it starts from, at its first start."""
+    if TokenizerPair.is_saved(run_dir):
+        return TokenizerPair.load(run_dir, config.tokenizer)
+    if config.start_from is not None:
+        tokenizers = TokenizerPair.load(Path(config.start_from), config.tokenizer)
+    else:
+        corpus = read_corpus(config.data)
+        sides = corpus.src_sentences(), corpus.tgt_sentences()
+        tokenizers = build_tokenizers(config.tokenizer, *sides)
+    tokenizers.save(run_dir)
+    return tokenizers
 
 
 def find_checkpoint(run_dir: Path, wanted: str, config: TrainRunConfig) -> Path:
@@ -116,6 +138,11 @@ def find_checkpoint(run_dir: Path, wanted: str, config: TrainRunConfig) -> Path:
             f"{run_dir} has no checkpoint {wanted}; there is {', '.join(there) or 'none yet'}"
         )
     return found[0]
+
+
+def find_start(run_dir: str) -> Path:
+    """Folder of the weights that another run begins with: average, else best, else last."""
+    return find_checkpoint(Path(run_dir), "auto", load_run_config(run_dir))
 
 
 def check_same(

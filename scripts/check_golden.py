@@ -1,16 +1,21 @@
 """Compare the library with a golden folder of fairseq's inputs and outputs.
 
-Prints the worst error of every quantity beside its tolerance; exits 1 when one is exceeded or
-nothing was checked.
+Imports the checkpoints in it too. Prints the worst error of every quantity beside its tolerance;
+exits 1 when one is exceeded or nothing was checked.
 """
 
 import argparse
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
+from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import LcmtError
 from lightconv_mt.interop.golden import TOLERANCES, Comparison, compare_folder
 from lightconv_mt.ops import Backend
@@ -26,8 +31,12 @@ def main() -> int:
     found: dict[str, list[Comparison]] = defaultdict(list)
     try:
         dtype = getattr(torch, arguments.dtype)
+        backend = Backend(arguments.backend)
         for comparison in compare_folder(
-            arguments.folder, backend=Backend(arguments.backend), dtype=dtype
+            arguments.folder,
+            backend=backend,
+            dtype=dtype,
+            open_imported=partial(open_imported, backend),
         ):
             found[comparison.quantity].append(comparison)
     except (LcmtError, OSError, KeyError, ValueError) as error:
@@ -35,7 +44,7 @@ def main() -> int:
         return getattr(error, "exit_code", 1)
     failed = 0
     print(
-        f"{'quantity':<22} {'checked':>7} {'failed':>6} {'worst error':>12} "
+        f"{'quantity':<24} {'checked':>7} {'failed':>6} {'worst error':>12} "
         f"{'tolerance':>22}  worst case"
     )
     for quantity, tolerance in TOLERANCES.items():
@@ -45,12 +54,33 @@ def main() -> int:
             failed += bad
             allowed = f"{tolerance.absolute:g} + {tolerance.relative:g} |x|"
             print(
-                f"{quantity:<22} {len(comparisons):>7} {bad:>6} {worst.error:>12.2e} "
+                f"{quantity:<24} {len(comparisons):>7} {bad:>6} {worst.error:>12.2e} "
                 f"{allowed:>22}  {worst.case}"
             )
     checked = sum(map(len, found.values()))
     print(f"{checked} comparisons, {failed} failed" if checked else "nothing was checked")
     return 0 if checked and not failed else 1
+
+
+@contextmanager
+def open_imported(backend: Backend, checkpoint: Path, folder: Path) -> Iterator[Translator]:
+    """Import a checkpoint into a run folder and open that like any other."""
+    from lightconv_mt.assemble import load_translator
+    from lightconv_mt.config import Device, RuntimeConfig
+    from lightconv_mt.imported_run import ImportConfig, import_run
+
+    with TemporaryDirectory() as scratch:
+        run = import_run(
+            ImportConfig(
+                checkpoint=str(checkpoint),
+                dict_src=str(folder / "dict.src.txt"),
+                dict_tgt=str(folder / "dict.tgt.txt"),
+                out=f"{scratch}/run",
+            )
+        )
+        yield load_translator(
+            str(run), "auto", RuntimeConfig(device=Device.cpu, kernels=backend, keep_memory=False)
+        )
 
 
 if __name__ == "__main__":

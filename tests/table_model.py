@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightconv_mt.data.tokenizer import SpecialIds
+from lightconv_mt.data.tokenizer_base import SpecialIds
 
 IDS = SpecialIds(bos=0, pad=1, eos=2, unk=3)
 ROWS = 4099

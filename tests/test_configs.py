@@ -36,6 +36,7 @@ NEEDED = {
     "data=tsv": PATHS,
     "data=json": PATHS,
     "data=parquet": PATHS,
+    "tokenizer=fairseq": "tokenizer.src_model=dict.txt",
     "data=hub": TEXT + " data.train.main.path=a data.valid.path=b",
 }
 
@@ -112,6 +113,29 @@ def test_mixed_stacks_take_values_of_their_own_and_survive_their_yaml(tmp_path: 
     assert composed("train", "experiment=demo").model.mixers == {}
 
 
+def test_an_experiment_may_set_windows_and_mix_mixers(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [demo, override /model/mixer: attention, _self_]\n"
+        "model:\n"
+        "  mixer:\n"
+        "    decoder_windows: ${per_layer:[3,7],${model.decoder_layers}}\n"
+        "  encoder_mixers: [conv, lightconv, attention]\n"
+        "  mixers:\n"
+        "    lightconv:\n"
+        "      encoder_kernel_sizes: [9]\n"
+    )
+    line = f"--config-dir {tmp_path} experiment=mine"
+    model = composed("train", line).model
+    assert (model.mixer.encoder_windows, model.mixer.decoder_windows) == (None, [3, 7, 7])
+    names = [model.layer_mixer("encoder", layer).name for layer in range(3)]
+    assert names == ["conv", "lightconv", "attention"]
+    assert model.layer_mixer("encoder", 1).encoder_kernel_sizes == [9]
+    again = composed("train", f"{line} model.mixer.decoder_windows=null model.encoder_mixers=null")
+    assert (again.model.mixer.decoder_windows, again.model.mixers) == (None, {})
+
+
 @pytest.mark.parametrize("command", ROOTS)
 def test_the_torch_free_twins_are_the_real_classes(command: str) -> None:
     root, registers = read_root(ROOTS[command])
@@ -178,6 +202,7 @@ def test_the_torch_free_twins_are_the_real_classes(command: str) -> None:
         ("model.decoder_mixers=[conv,conv]", "has 2 names but model.decoder_layers is 3"),
         ("model.encoder_mixrs=[conv]", "did you mean model.encoder_mixers?"),
         ("model.mixers.conv.encoder_kernel_sizes=[5]", "model.mixers.conv is not in use; name"),
+        ("+model/mixer@model.mixers.near=attention", "model.mixers.near is not in use; name near"),
         (
             "model.encoder_mixers=[conv] model.mixers.conv.encoder_kernel_sizes=[5,5]",
             "model.mixers.conv.encoder_kernel_sizes has 2 widths but model.encoder_layers is 3",
@@ -210,6 +235,13 @@ def test_the_torch_free_twins_are_the_real_classes(command: str) -> None:
         ("tokenizer.sampling=1", "tokenizer.sampling is 1.0"),
         ("tokenizer.tgt_model=x", "tokenizer.tgt_model is given without"),
         ("tokenizer.kind=word", "tokenizer.kind is 'word'; give one of"),
+        ("tokenizer.kind=fairseq", "give tokenizer.src_model and tokenizer.tgt_model, the dict"),
+        ("tokenizer.src_codes=x", "belong to tokenizer.kind=fairseq"),
+        ("tokenizer.tgt_codes=x", "tokenizer.tgt_codes is given without"),
+        (
+            "tokenizer=fairseq tokenizer.src_model=x tokenizer.src_moses.lang=' '",
+            "lang of Moses is",
+        ),
         ("batch.max_tokens=0", "batch.max_tokens is 0"),
         ("batch.num_workers=-1", "batch.num_workers is -1"),
         ("train.max_steps=0", "train.max_steps is 0"),

@@ -22,7 +22,7 @@ from lightconv_mt.config import (
 )
 from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
-from lightconv_mt.data.tokenizer import TokenizerConfig
+from lightconv_mt.data.tokenizer import TokenizerConfig, build_tokenizers
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.errors import CheckpointError, ConfigError, DataError
 from lightconv_mt.mixers import MIXERS
@@ -301,9 +301,7 @@ def test_accumulated_micro_batches_give_the_gradient_of_their_union(configure: C
     from lightconv_mt.train.loss import LabelSmoothedLoss
 
     config = configure()
-    tokenizers = assemble.build_tokenizers(
-        config.tokenizer, WORDS * 50, [f"{word}n" for word in WORDS] * 50
-    )
+    tokenizers = build_tokenizers(config.tokenizer, WORDS * 50, [f"{word}n" for word in WORDS] * 50)
     model = assemble.build_model(config.model, tokenizers, config.runtime).double().eval()
     rows = [([5 + i, 6, 2], [7, 8 + i] * (i + 1) + [2]) for i in range(6)]
     gradients = []

@@ -3,12 +3,14 @@
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from check_golden import open_imported
 from lightconv_mt.interop.golden import TOLERANCES, compare_folder
 from lightconv_mt.ops import Backend
 
@@ -27,7 +29,19 @@ def test_every_case_is_within_tolerance(golden: Path, backend: Backend, dtype: t
     comparisons = list(compare_folder(golden, backend=backend, dtype=dtype))
     failed = [comparison for comparison in comparisons if not comparison.excess <= 0]
     assert not failed
-    assert {comparison.quantity for comparison in comparisons} == set(TOLERANCES)
+    expected = {quantity for quantity in TOLERANCES if not quantity.startswith("imported")}
+    assert {comparison.quantity for comparison in comparisons} == expected
+
+
+def test_so_is_every_imported_checkpoint(golden: Path) -> None:
+    opening = partial(open_imported, Backend.auto)
+    comparisons = list(
+        compare_folder(golden, backend=Backend.auto, dtype=torch.float64, open_imported=opening)
+    )
+    imported = [each for each in comparisons if each.quantity.startswith("imported")]
+    files = {each.case.partition(",")[0] for each in imported}
+    assert files == {f"{p.parent.name}/{p.name}" for p in golden.glob("model_*/checkpoint*.pt")}
+    assert not [comparison for comparison in imported if not comparison.excess <= 0]
 
 
 def test_the_script_passes_and_prints_every_quantity(golden: Path) -> None:

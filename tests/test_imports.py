@@ -33,6 +33,8 @@ LEVELS = {
     "compose": 4,
     "config": 4,
     "run_folder": 4,
+    "imported_run": 4,
+    "start_from": 4,
     "assemble": 4,
     "api": 5,
     "cli": 5,

@@ -1,4 +1,4 @@
-"""SentencePiece: train, load, encode, decode."""
+"""Tokenizers of a run: SentencePiece, trained or given, or a fairseq model's; pairs of them."""
 
 import hashlib
 import io
@@ -13,17 +13,21 @@ from pathlib import Path
 
 import sentencepiece
 
+from lightconv_mt.data.fairseq_tokenizer import FairseqTokenizer
+from lightconv_mt.data.moses import MosesConfig
 from lightconv_mt.data.sampling import SubwordSampler
+from lightconv_mt.data.tokenizer_base import BaseTokenizer, SpecialIds, encodable, replace_bytes
 from lightconv_mt.errors import CheckpointError, ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
 
 class TokenizerKind(Enum):
-    """SentencePiece's model types that this library trains."""
+    """SentencePiece's model types that this library trains, and what a fairseq model reads."""
 
     unigram = "unigram"
     bpe = "bpe"
+    fairseq = "fairseq"
 
 
 class Vocabulary(Enum):
@@ -35,7 +39,11 @@ class Vocabulary(Enum):
 
 @dataclass(kw_only=True)
 class TokenizerConfig:
-    """How text is cut into pieces; given `.model` files are used as they are."""
+    """How text is cut into pieces; given files are used as they are, copied into the run.
+
+    Of kind fairseq the files are dictionaries (`dict.de.txt`) and, to cut words, BPE codes; `moses`
+    says how a side's words are made, null that they are parted by spaces.
+    """
 
     kind: TokenizerKind = TokenizerKind.bpe
     vocab_size: int = 8000
@@ -47,8 +55,13 @@ class TokenizerConfig:
     sample_sentences: int = 2_000_000  # that the vocabulary is learned from, drawn with `seed`
     seed: int = 1
     num_threads: int = 1  # unigram vocabularies depend on it, so it is pinned
-    src_model: str | None = None  # a given SentencePiece model; alone it serves both sides
+    src_model: str | None = None  # SentencePiece model or dictionary; alone it serves both sides
     tgt_model: str | None = None
+    src_codes: str | None = None  # kind fairseq: BPE codes; alone they serve both sides
+    tgt_codes: str | None = None
+    src_moses: MosesConfig | None = None
+    tgt_moses: MosesConfig | None = None
+    joins_pieces: bool = False  # kind fairseq without codes: whether outputs lose their @@
     sampling: float = (
         0.0  # in training only: BPE-dropout probability, or the unigram sampler's alpha
     )
@@ -68,23 +81,29 @@ class TokenizerConfig:
                 "tokenizer.tgt_model is given without tokenizer.src_model; "
                 "give both, or src_model alone"
             )
-
-
-@dataclass(frozen=True)
-class SpecialIds:
-    """Ids of the tokens that stand for no text."""
-
-    bos: int
-    pad: int
-    eos: int
-    unk: int
+        if self.tgt_codes is not None and self.src_codes is None:
+            raise ConfigError(
+                "tokenizer.tgt_codes is given without tokenizer.src_codes; "
+                "give both, or src_codes alone"
+            )
+        if self.kind is TokenizerKind.fairseq:
+            if self.src_model is None:
+                raise ConfigError(
+                    "tokenizer.kind=fairseq has no vocabulary of its own; "
+                    "give tokenizer.src_model and tokenizer.tgt_model, the dict.*.txt files"
+                )
+        elif self.src_codes or self.src_moses or self.tgt_moses or self.joins_pieces:
+            raise ConfigError(
+                "tokenizer.src_codes, src_moses, tgt_moses and joins_pieces belong to "
+                "tokenizer.kind=fairseq; set it, or leave them out"
+            )
 
 
 # The numbering of published fairseq models, so that their embeddings need no shuffling.
 TRAINED_IDS = SpecialIds(bos=0, pad=1, eos=2, unk=3)
 
 
-class Tokenizer:
+class Tokenizer(BaseTokenizer):
     """One SentencePiece model; encoding adds neither BOS nor EOS."""
 
     def __init__(self, model: bytes, *, name: str, lowercase: bool = False) -> None:
@@ -150,14 +169,10 @@ class Tokenizer:
         """sha256 of the model and of what happens before it."""
         return hashlib.sha256(self.model + b"lowercase" * self.lowercase).hexdigest()
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a sentence."""
-        return self.encode_batch([text])[0]
-
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of several sentences."""
         cased = (text.lower() for text in texts) if self.lowercase else texts
-        encoded: list[list[int]] = self._processor.encode([_encodable(text) for text in cased])
+        encoded: list[list[int]] = self._processor.encode([encodable(text) for text in cased])
         return encoded
 
     def encode_sampled(self, texts: Sequence[str], *, alpha: float, seed: int) -> list[list[int]]:
@@ -185,17 +200,21 @@ class Tokenizer:
         size = self._processor.get_piece_size()
         return [self._processor.id_to_piece(number) if number < size else "<pad>" for number in ids]
 
+    def save(self, run_dir: Path, name: str) -> None:
+        """Write `NAME.model`."""
+        replace_bytes(run_dir / f"{name}.model", self.model)
+
 
 @dataclass(frozen=True)
 class TokenizerPair:
     """Source and target tokenizer, one and the same for a joint vocabulary."""
 
-    src: Tokenizer
-    tgt: Tokenizer
+    src: BaseTokenizer
+    tgt: BaseTokenizer
 
     @property
     def joint(self) -> bool:
-        """Whether both sides share one model."""
+        """Whether both sides do the same."""
         return self.src.digest == self.tgt.digest
 
     @property
@@ -204,31 +223,46 @@ class TokenizerPair:
         return hashlib.sha256((self.src.digest + self.tgt.digest).encode()).hexdigest()
 
     def save(self, run_dir: Path) -> None:
-        """Write `tokenizer.model`, or `tokenizer.src.model` and `tokenizer.tgt.model`."""
-        models = {"": self.src} if self.joint else {".src": self.src, ".tgt": self.tgt}
-        for side, tokenizer in models.items():
-            path = run_dir / f"tokenizer{side}.model"
-            temporary = path.with_suffix(".tmp")
-            temporary.write_bytes(tokenizer.model)
-            temporary.replace(path)
+        """Write the files of `tokenizer`, or of `tokenizer.src` and then `tokenizer.tgt`."""
+        if self.joint:
+            self.src.save(run_dir, "tokenizer")
+        else:
+            self.src.save(run_dir, "tokenizer.src")
+            self.tgt.save(run_dir, "tokenizer.tgt")
+
+    @staticmethod
+    def is_saved(run_dir: Path) -> bool:
+        """Whether `save` came to its end in a run."""
+        last = [
+            f"{name}.{ending}" for name in ("tokenizer", "tokenizer.tgt") for ending in _ENDINGS
+        ]
+        return any((run_dir / name).exists() for name in last)
 
     @classmethod
-    def load(cls, run_dir: Path, *, lowercase: bool) -> "TokenizerPair":
-        """Read what `save` wrote; `lowercase` as it was configured.
+    def load(cls, run_dir: Path, config: TokenizerConfig) -> "TokenizerPair":
+        """Read what `save` wrote.
 
         Raises:
-            CheckpointError: when a model is missing or broken.
+            CheckpointError: when a file is missing or broken.
         """
+        joint = any((run_dir / f"tokenizer.{ending}").exists() for ending in _ENDINGS)
+        names = ("tokenizer", "tokenizer") if joint else ("tokenizer.src", "tokenizer.tgt")
         try:
-            if (run_dir / "tokenizer.model").exists():
-                both = Tokenizer.load(run_dir / "tokenizer.model", lowercase=lowercase)
-                return cls(both, both)
-            return cls(
-                Tokenizer.load(run_dir / "tokenizer.src.model", lowercase=lowercase),
-                Tokenizer.load(run_dir / "tokenizer.tgt.model", lowercase=lowercase),
-            )
+            if config.kind is not TokenizerKind.fairseq:
+                models = [
+                    Tokenizer.load(run_dir / f"{name}.model", lowercase=config.lowercase)
+                    for name in names
+                ]
+                return cls(*models)
+            dictionaries = [run_dir / f"{name}.dict.txt" for name in names]
+            codes = [run_dir / f"{name}.codes" if config.src_codes else None for name in names]
+            return _fairseq_pair(config, dictionaries, codes)
         except DataError as error:
             raise CheckpointError(f"{run_dir} has no usable tokenizer: {error}") from error
+
+
+# Of the file that a tokenizer writes last.
+_ENDINGS = ("model", "dict.txt")
 
 
 def build_tokenizers(
@@ -236,16 +270,35 @@ def build_tokenizers(
 ) -> TokenizerPair:
     """Load the given models or train new ones on the sentences."""
     if config.src_model is not None:
-        src, tgt = (
-            Tokenizer.load(Path(path or config.src_model), lowercase=config.lowercase)
-            for path in (config.src_model, config.tgt_model)
-        )
-        return TokenizerPair(src, tgt)
+        models = [Path(path or config.src_model) for path in (config.src_model, config.tgt_model)]
+        if config.kind is TokenizerKind.fairseq:
+            given = [config.src_codes, config.tgt_codes or config.src_codes]
+            return _fairseq_pair(config, models, [Path(path) if path else None for path in given])
+        return TokenizerPair(*(Tokenizer.load(path, lowercase=config.lowercase) for path in models))
     if config.vocabulary is Vocabulary.joint:
         both = train_tokenizer(config, chain(src_sentences, tgt_sentences))
         return TokenizerPair(both, both)
     return TokenizerPair(
         train_tokenizer(config, src_sentences), train_tokenizer(config, tgt_sentences)
+    )
+
+
+def _fairseq_pair(
+    config: TokenizerConfig, dictionaries: Sequence[Path], codes: Sequence[Path | None]
+) -> TokenizerPair:
+    """Source and target tokenizer of a fairseq model, from files of each side."""
+    sides = zip(dictionaries, codes, (config.src_moses, config.tgt_moses), strict=True)
+    return TokenizerPair(
+        *(
+            FairseqTokenizer.read(
+                dictionary,
+                merges,
+                moses,
+                lowercase=config.lowercase,
+                joins_pieces=config.joins_pieces,
+            )
+            for dictionary, merges, moses in sides
+        )
     )
 
 
@@ -293,14 +346,9 @@ def _draw_sample(sentences: Iterable[str], size: int, seed: int) -> list[str]:
     """A uniform sample of non-empty sentences in their order (reservoir sampling)."""
     generator = random.Random(seed)
     kept: list[tuple[int, str]] = []
-    for index, text in enumerate(_encodable(text) for text in sentences if text.strip()):
+    for index, text in enumerate(encodable(text) for text in sentences if text.strip()):
         if len(kept) < size:
             kept.append((index, text))
         elif (place := generator.randrange(index + 1)) < size:
             kept[place] = (index, text)
     return [text for _, text in sorted(kept)]
-
-
-def _encodable(text: str) -> str:
-    """SentencePiece takes neither lone surrogates nor line breaks inside a sentence."""
-    return text.encode("utf-8", "replace").decode("utf-8").replace("\n", " ")

@@ -7,7 +7,7 @@ from typing import Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from lightconv_mt.data.tokenizer import SpecialIds
+from lightconv_mt.data.tokenizer_base import SpecialIds
 from lightconv_mt.decode.candidates import rank_continuations
 from lightconv_mt.decode.config import DecodeConfig, length_penalty
 from lightconv_mt.decode.constraints import Constraints

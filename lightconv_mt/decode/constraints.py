@@ -7,7 +7,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from lightconv_mt.data.tokenizer import SpecialIds
+from lightconv_mt.data.tokenizer_base import SpecialIds
 from lightconv_mt.decode.candidates import ban_repeats
 from lightconv_mt.decode.config import DecodeConfig
 

@@ -6,7 +6,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from lightconv_mt.data.tokenizer import SpecialIds
+from lightconv_mt.data.tokenizer_base import SpecialIds
 from lightconv_mt.decode.beam_search import State
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.constraints import Constraints

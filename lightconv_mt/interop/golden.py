@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,17 +12,22 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightconv_mt.data.tokenizer import SpecialIds
+from lightconv_mt.data.tokenizer_base import SpecialIds
 from lightconv_mt.decode.beam_search import beam_search
 from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import DataError
-from lightconv_mt.interop.fairseq import parameter_name, read_architecture, rename_parameters
+from lightconv_mt.interop.fairseq import parameter_name, rename_parameters
+from lightconv_mt.interop.fairseq_architecture import read_architecture
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops import Backend, dynamicconv, lightconv, mask_outside_taps
 from lightconv_mt.train.checkpoint import load_model_tensors
 from lightconv_mt.train.loss import LabelSmoothedLoss
 
 logger = logging.getLogger(__name__)
+
+# Imports a checkpoint, whose dictionaries lie in a folder, and opens what came of it.
+OpenImported = Callable[[Path, Path], AbstractContextManager[Translator]]
 
 
 class Tolerance(NamedTuple):
@@ -44,6 +50,11 @@ TOLERANCES = {
     "gradient norm": Tolerance(1e-4),
     "beam score": Tolerance(1e-5),
     "beam hypothesis": Tolerance(0.0),
+    # Of the checkpoint files, turned into run folders.
+    "imported log-probability": Tolerance(5e-5),
+    "imported beam score": Tolerance(1e-5),
+    "imported beam hypothesis": Tolerance(0.0),
+    "imported translation": Tolerance(0.0),
 }
 
 
@@ -53,7 +64,7 @@ class Comparison(NamedTuple):
     Attributes:
         case: where it stands in the folder.
         quantity: a key of `TOLERANCES`.
-        error: worst absolute difference (beam hypothesis: number that differ).
+        error: worst absolute difference (of hypotheses and translations: number that differ).
         excess: by how much the worst element exceeds its tolerance; at most 0 when it passes.
     """
 
@@ -63,13 +74,30 @@ class Comparison(NamedTuple):
     excess: float
 
 
-def compare_folder(folder: Path, *, backend: Backend, dtype: torch.dtype) -> Iterator[Comparison]:
+class _Beams(NamedTuple):
+    """One recorded beam search: sources (B, S) padded on the right, and what fairseq found."""
+
+    name: str
+    src: Tensor
+    config: DecodeConfig
+    hypotheses: list[list[dict[str, Any]]]
+
+
+def compare_folder(
+    folder: Path,
+    *,
+    backend: Backend,
+    dtype: torch.dtype,
+    open_imported: OpenImported | None = None,
+) -> Iterator[Comparison]:
     """Run every case of a golden folder.
 
     Args:
         folder: holds `conv_*.json` with tensors beside them, and `model_*` folders.
         backend: implementation of the convolutions.
         dtype: float32 or float64 to compute in.
+        open_imported: called with every `checkpoint*.pt` of a model folder, and that folder; None
+            leaves them out.
 
     Raises:
         DataError: where the folder is not one.
@@ -84,7 +112,14 @@ def compare_folder(folder: Path, *, backend: Backend, dtype: torch.dtype) -> Ite
         for case in json.loads(path.read_text()):
             yield from _compare_module(case, _with_prefix(tensors, f"{case['id']}."), backend)
     for path in sorted(folder.glob("model_*")):
-        yield from _compare_model(path, backend, dtype)
+        beams = list(_read_beams(path))
+        yield from _compare_model(path, beams, backend, dtype)
+        if open_imported is None:
+            continue
+        for checkpoint in sorted(path.glob("checkpoint*.pt")):
+            with open_imported(checkpoint, path) as translator:
+                translator.model.to(dtype)
+                yield from _compare_imported(path, checkpoint.name, beams, translator)
 
 
 def _compare_module(
@@ -128,7 +163,9 @@ def _compare_module(
         yield _compare(f"{case['id']} {name}", f"conv {kind} gradient", leaf.grad, expected)
 
 
-def _compare_model(folder: Path, backend: Backend, dtype: torch.dtype) -> Iterator[Comparison]:
+def _compare_model(
+    folder: Path, beams: Sequence[_Beams], backend: Backend, dtype: torch.dtype
+) -> Iterator[Comparison]:
     config = json.loads((folder / "config.json").read_text())
     tensors = load_file(folder / "model.safetensors")
     model = Seq2SeqTransformer(
@@ -147,7 +184,8 @@ def _compare_model(folder: Path, backend: Backend, dtype: torch.dtype) -> Iterat
     for name, batch in json.loads((folder / "expected.json").read_text())["batches"].items():
         case = f"{folder.name}/{name}"
         yield from _compare_batch(case, model, batch, _with_prefix(expected, f"{name}."), ids.pad)
-    yield from _compare_beams(folder, model, ids)
+    for run in beams:
+        yield from _compare_beams(f"{folder.name}/{run.name}", model, ids, run)
 
 
 def _compare_batch(
@@ -202,14 +240,11 @@ def _compare_batch(
             yield _compare(f"{case} {key}", "gradient", gradients[name].view_as(full), full)
 
 
-def _compare_beams(
-    folder: Path, model: Seq2SeqTransformer, ids: SpecialIds
-) -> Iterator[Comparison]:
-    """Hypotheses and scores of every recorded beam search."""
+def _read_beams(folder: Path) -> Iterator[_Beams]:
+    pad = json.loads((folder / "config.json").read_text())["pad"]
     beams = json.loads((folder / "beam.json").read_text())
     width = max(len(tokens) for tokens in beams["src"])
-    src = torch.tensor([tokens + [ids.pad] * (width - len(tokens)) for tokens in beams["src"]])
-    src_mask = src != ids.pad
+    src = torch.tensor([tokens + [pad] * (width - len(tokens)) for tokens in beams["src"]])
     for number, run in enumerate(beams["runs"]):
         arguments = run["args"]
         config = DecodeConfig(
@@ -222,27 +257,66 @@ def _compare_beams(
             unk_penalty=arguments.get("unk_penalty", 0.0),
             no_repeat_ngram_size=_obeyed_ngram_size(run),
         )
+        yield _Beams(f"beam {number}", src, config, run["hypotheses"])
+
+
+def _compare_beams(
+    case: str, model: Seq2SeqTransformer, ids: SpecialIds, run: _Beams, *, kind: str = ""
+) -> Iterator[Comparison]:
+    """Hypotheses and scores of a recorded beam search."""
+    src_mask = run.src != ids.pad
+    with torch.inference_mode():
+        state = model.start(model.encode(run.src, src_mask), src_mask, run.config.beam_size)
+        found = beam_search(
+            model.decode_step,
+            state,
+            src_lengths=src_mask.sum(dim=1),
+            ids=ids,
+            config=run.config,
+            backend=model.backend,
+        )
+    for sentence, (ours, theirs) in enumerate(zip(found, run.hypotheses, strict=True)):
+        place = f"{case}, sentence {sentence}"
+        differing = sum(
+            list(mine.tokens) != list(other["tokens"])
+            for mine, other in zip(ours, theirs, strict=True)
+        )
+        yield Comparison(place, f"{kind}beam hypothesis", differing, differing)
+        scores = torch.tensor([hypothesis.score for hypothesis in ours])
+        expected = torch.tensor([other["score"] for other in theirs])
+        yield _compare(place, f"{kind}beam score", scores, expected)
+
+
+def _compare_imported(
+    folder: Path, checkpoint: str, beams: Sequence[_Beams], translator: Translator
+) -> Iterator[Comparison]:
+    """Log-probabilities, beams, and the way from text to text, of an imported checkpoint."""
+    model, src, tgt = translator.model, translator.tokenizers.src, translator.tokenizers.tgt
+    expected = load_file(folder / "expected.safetensors")
+    for name, batch in json.loads((folder / "expected.json").read_text())["batches"].items():
+        real = torch.tensor(batch["target"]) != tgt.ids.pad
         with torch.inference_mode():
-            state = model.start(model.encode(src, src_mask), src_mask, config.beam_size)
-            found = beam_search(
-                model.decode_step,
-                state,
-                src_lengths=src_mask.sum(dim=1),
-                ids=ids,
-                config=config,
-                backend=model.backend,
-            )
-        for sentence, (ours, theirs) in enumerate(zip(found, run["hypotheses"], strict=True)):
-            case = f"{folder.name}/beam {number}, sentence {sentence}"
+            found = _logprobs(model, batch, src.ids.pad)[real]
+        case = f"{folder.name}/{checkpoint}, {name}"
+        yield _compare(case, "imported log-probability", found, expected[f"{name}.logprobs"][real])
+    for run in beams:
+        case = f"{folder.name}/{checkpoint}, {run.name}"
+        yield from _compare_beams(case, model, tgt.ids, run, kind="imported ")
+        texts = [src.decode(row) for row in run.src.tolist()]
+        translations = translator.translate(texts, run.config)
+        for ours, theirs in zip(translations, run.hypotheses, strict=True):
+            wanted = [tgt.decode(hypothesis["tokens"]) for hypothesis in theirs]
             differing = sum(
-                list(mine.tokens) != list(other["tokens"])
-                for mine, other in zip(ours, theirs, strict=True)
+                text != other for (text, _), other in zip(ours.nbest, wanted, strict=True)
             )
-            yield Comparison(case, "beam hypothesis", differing, differing)
-            scores = torch.tensor([hypothesis.score for hypothesis in ours])
-            yield _compare(
-                case, "beam score", scores, torch.tensor([other["score"] for other in theirs])
-            )
+            yield Comparison(case, "imported translation", differing, differing)
+
+
+def _logprobs(model: Seq2SeqTransformer, batch: dict[str, Any], pad: int) -> Tensor:
+    """Log-probabilities (B, T, V) of a recorded batch."""
+    src, tgt_in = torch.tensor(batch["src_tokens"]), torch.tensor(batch["prev_output_tokens"])
+    hidden = model(src, src != pad, tgt_in, tgt_in != pad)
+    return model.project(hidden).log_softmax(dim=-1)
 
 
 def _obeyed_ngram_size(run: dict[str, Any]) -> int:

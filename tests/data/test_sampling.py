@@ -19,7 +19,7 @@ TEXT = [
 ]
 
 
-@pytest.fixture(scope="module", params=TokenizerKind)
+@pytest.fixture(scope="module", params=[TokenizerKind.unigram, TokenizerKind.bpe])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return train_tokenizer(TokenizerConfig(kind=request.param, vocab_size=310), TEXT)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from table_model import IDS, TableModel, TableState
 from torch import Tensor
 
-from lightconv_mt.data.tokenizer import SpecialIds
+from lightconv_mt.data.tokenizer_base import SpecialIds
 from lightconv_mt.decode.beam_search import beam_search
 from lightconv_mt.decode.candidates import rank_continuations
 from lightconv_mt.decode.config import DecodeConfig, LengthNormalization, length_penalty

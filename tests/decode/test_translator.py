@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lightconv_mt.data.tokenizer import SpecialIds
+from lightconv_mt.data.tokenizer_base import SpecialIds
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translator, batches_by_length
 from lightconv_mt.mixers.lightconv import LightConvConfig

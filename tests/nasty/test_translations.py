@@ -149,7 +149,8 @@ def test_any_bytes_at_all(translator: Translator, thorough: bool) -> None:
 
 def test_any_text_survives_the_tokenizer(thorough: bool) -> None:
     tokenizers = [
-        train_tokenizer(TokenizerConfig(vocab_size=285, kind=kind), TEXT) for kind in TokenizerKind
+        train_tokenizer(TokenizerConfig(vocab_size=285, kind=kind), TEXT)
+        for kind in (TokenizerKind.unigram, TokenizerKind.bpe)
     ]
 
     @settings(

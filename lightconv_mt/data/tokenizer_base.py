@@ -1,0 +1,83 @@
+"""What every tokenizer does: text to ids of one vocabulary, and back."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids of the tokens that stand for no text; `bos` is what a decoder begins with."""
+
+    bos: int
+    pad: int
+    eos: int
+    unk: int
+
+
+class BaseTokenizer(ABC):
+    """One vocabulary; encoding adds neither BOS nor EOS.
+
+    Attributes:
+        lowercase: whether the vocabulary has no upper case, so that text loses it.
+    """
+
+    lowercase: bool
+
+    @property
+    @abstractmethod
+    def ids(self) -> SpecialIds:
+        """Special ids."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """V, padding included."""
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """sha256 of everything that decides what `encode_batch` and `decode` return."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a sentence."""
+        return self.encode_batch([text])[0]
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of several sentences."""
+
+    @abstractmethod
+    def encode_sampled(self, texts: Sequence[str], *, alpha: float, seed: int) -> list[list[int]]:
+        """Ids of one random segmentation of each sentence.
+
+        Args:
+            texts: sentences.
+            alpha: how far from the usual segmentation; see `TokenizerConfig.sampling`.
+            seed: decides the result.
+        """
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; special ones are dropped."""
+
+    @abstractmethod
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The pieces' own spelling."""
+
+    @abstractmethod
+    def save(self, run_dir: Path, name: str) -> None:
+        """Write the vocabulary's files, whose names begin with `name`, each whole or not at all."""
+
+
+def encodable(text: str) -> str:
+    """The text as one line of valid Unicode: lone surrogates replaced, line breaks spaces."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\n", " ")
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
