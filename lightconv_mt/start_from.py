@@ -29,13 +29,13 @@ def inherit(plain: dict[str, Any], words: list[str]) -> None:
     for word in words:
         key, _, value = word.lstrip("+").partition("=")
         group = key.partition("@")[0]
-        if group in INHERITED or group.startswith("model/"):
+        if group in (*INHERITED, "variant") or group.startswith("model/"):
             if key == "model/mixer" and value == plain["model"].get("mixer", {}).get("name"):
                 continue
+            part = "model" if group == "variant" else group.partition("/")[0]
             raise ConfigError(
-                f"{word} is given, but start_from={start} brings its own "
-                f"{group.partition('/')[0]}; leave it out, single keys such as model.dropout may "
-                f"differ"
+                f"{word} is given, but start_from={start} brings its own {part}; leave it out, "
+                f"single keys such as model.dropout may differ"
             )
         if key.startswith(tuple(f"{part}." for part in INHERITED)):
             _copy_value(key.split("."), composed, plain)

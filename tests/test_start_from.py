@@ -110,6 +110,7 @@ def test_weights_of_another_shape_are_refused(
         ("tokenizer=bpe_2k", ConfigError, "brings its own tokenizer; leave it out"),
         ("model/mixer=dynamicconv", ConfigError, "brings its own model"),
         ("model/mixer@model.encoder_mixer=lightconv", ConfigError, "brings its own model"),
+        ("variant=conv", ConfigError, "brings its own model"),
         ("model.dropuot=0.2", ConfigError, "did you mean model.dropout?"),
         ("start_from=", ConfigError, "start_from is empty"),
         ("start_from=/nowhere run_dir=y", CheckpointError, "start_from=/nowhere is no run folder"),
