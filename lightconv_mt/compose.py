@@ -65,7 +65,8 @@ def compose(command: str, arguments: list[str], *, root: type, registers: Regist
             decorate(collect)()
         configs = [_plain_values(config) for config, _, _ in composed]
         for config in configs if command == "train" else []:
-            _keep_used_mixers(config["model"], overrides)
+            if not config["start_from"]:  # which brings its own
+                _keep_used_mixers(config["model"], overrides)
     except Exception as error:
         explained = explain(error, root, registers=registers)
         if explained is None:

@@ -12,6 +12,7 @@ from lightconv_mt.cli import main
 from lightconv_mt.compose import compose
 from lightconv_mt.config import TrainRunConfig, load_run_config, to_typed
 from lightconv_mt.errors import CheckpointError, ConfigError, LcmtError
+from lightconv_mt.mixers.attention import AttentionConfig
 from lightconv_mt.schemas import read_root
 from lightconv_mt.train.checkpoint import CheckpointStore, load_weights
 
@@ -144,6 +145,20 @@ def test_the_same_mixer_may_be_named_for_the_sake_of_its_keys(tmp_path: Path) ->
     )
     found = plain(line)["model"]
     assert (found["mixer"]["attention_dropout"], found["attention_dropout"]) == (0.4, 0.1)
+
+
+def test_values_of_a_mixed_stack_may_differ(tmp_path: Path) -> None:
+    stack = "model.encoder_layers=2 model.encoder_mixers=[lightconv,attention]"
+    config = plain(f"run_dir=first {SIZES} model/mixer=lightconv {stack}")
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    line = f"run_dir=x start_from={tmp_path} model.mixers.attention.attention_dropout=0.4"
+    found = to_typed(TrainRunConfig, plain(line)).model
+    assert found.encoder_mixers == ["lightconv", "attention"]
+    assert list(found.mixers) == ["attention"]
+    assert found.mixers["attention"] == AttentionConfig(attention_dropout=0.4)
+    with pytest.raises(ConfigError, match=r"model\.mixers\.dynamicconv"):
+        other = line.replace("attention.attention", "dynamicconv.weight")
+        to_typed(TrainRunConfig, plain(other))
 
 
 @pytest.mark.parametrize("text", ["- a\n", "seed: 1\n", "model: 3\ntokenizer: {}\n", "a: !!x b\n"])
