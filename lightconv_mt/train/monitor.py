@@ -56,7 +56,7 @@ class Monitor(SilentMonitor):
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = run_dir / "metrics.jsonl"
-        self._file = self._path.open("a+", encoding="utf-8", errors="replace", newline="\n")
+        self._file = self._path.open("a", encoding="utf-8", newline="\n")
         self.rewind(lines)
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(
@@ -70,11 +70,11 @@ class Monitor(SilentMonitor):
 
     def rewind(self, lines: int) -> None:
         """Drop all but the first lines of metrics.jsonl; a killed run may leave half of one."""
-        self._file.seek(0)
-        kept = [line for line in self._file.readlines()[:lines] if line.endswith("\n")]
-        self._file.truncate(0)
-        self._file.write("".join(kept))
-        self._file.flush()
+        with self._path.open("rb") as file:
+            kept = [line for line, _ in zip(file, range(lines), strict=False)]
+        kept = [line for line in kept if line.endswith(b"\n")]
+        # Cut, never written anew: a death here must not lose what came before.
+        self._file.truncate(sum(map(len, kept)))
         self.lines = len(kept)
 
     def advance(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import pytest
@@ -40,6 +41,25 @@ def test_what_a_killed_run_wrote_too_much_is_dropped(
     assert monitor.lines == 1
     monitor.close()
     assert steps(tmp_path) == [1]
+
+
+def test_lines_that_stay_are_not_written_anew(tmp_path: Path) -> None:
+    """Else a death in between would lose them."""
+    sizes: list[int] = []
+
+    class CutOnly:
+        def truncate(self, size: int) -> None:
+            sizes.append(size)
+
+    monitor = Monitor(tmp_path, step=0, lines=0, max_steps=10)
+    for step in (1, 2, 3):
+        monitor.metrics(step, {"train/loss": 1.0})
+    monitor.close()
+    monitor._file = cast(Any, CutOnly())
+    monitor.rewind(2)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert sizes == [len("".join(text.splitlines(keepends=True)[:2]))]
+    assert monitor.lines == 2
 
 
 def test_scalars_samples_and_pictures_reach_tensorboard(tmp_path: Path) -> None:
