@@ -128,3 +128,23 @@ def check_positive(config: MixerConfig, *keys: str) -> None:
         value = getattr(config, key)
         if value is not None and not value > 0:
             raise ConfigError(f"model.mixer.{key} is {value}; give a positive number")
+
+
+@dataclass(kw_only=True)
+class KernelWidthsConfig(MixerConfig):
+    """Base of what has a kernel width for each layer of a side; a single one is repeated."""
+
+    encoder_kernel_sizes: list[int]
+    decoder_kernel_sizes: list[int]
+
+    def __post_init__(self) -> None:
+        check_widths(self, "encoder_kernel_sizes", "decoder_kernel_sizes")
+
+    def check_layers(self, *, side: str, num_layers: int) -> None:
+        """Check the number of kernel widths of a side."""
+        self.kernel_sizes(side=side, num_layers=num_layers)
+
+    def kernel_sizes(self, *, side: str, num_layers: int) -> list[int]:
+        """Kernel width of every layer of a side."""
+        key = f"{side}_kernel_sizes"
+        return per_layer(key, getattr(self, key), side=side, num_layers=num_layers)

@@ -7,36 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightconv_mt.mixers.base import (
-    MixerConfig,
+    KernelWidthsConfig,
     MixerSlot,
     MixerState,
     TokenMixer,
-    check_widths,
-    per_layer,
     register_mixer,
 )
 
 
 @register_mixer
 @dataclass(kw_only=True)
-class ConvConfig(MixerConfig):
+class ConvConfig(KernelWidthsConfig):
     """Full convolution; kernel widths are per layer, a single one is repeated."""
 
     name: str = "conv"
     encoder_kernel_sizes: list[int] = field(default_factory=lambda: [3])
     decoder_kernel_sizes: list[int] = field(default_factory=lambda: [3])
-
-    def __post_init__(self) -> None:
-        check_widths(self, "encoder_kernel_sizes", "decoder_kernel_sizes")
-
-    def check_layers(self, *, side: str, num_layers: int) -> None:
-        """Check the number of kernel widths of a side."""
-        self.kernel_sizes(side=side, num_layers=num_layers)
-
-    def kernel_sizes(self, *, side: str, num_layers: int) -> list[int]:
-        """Kernel width of every layer of a side."""
-        key = f"{side}_kernel_sizes"
-        return per_layer(key, getattr(self, key), side=side, num_layers=num_layers)
 
     def build(self, *, dim: int, slot: MixerSlot) -> "ConvMixer":
         """Build the mixer for one layer of one side."""

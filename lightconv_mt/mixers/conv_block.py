@@ -9,20 +9,18 @@ from torch import Tensor, nn
 
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.mixers.base import (
-    MixerConfig,
+    KernelWidthsConfig,
     MixerSlot,
     MixerState,
     TokenMixer,
     check_positive,
     check_probabilities,
-    check_widths,
-    per_layer,
 )
 from lightconv_mt.ops.dropout import dropout
 
 
 @dataclass(kw_only=True)
-class ConvBlockConfig(MixerConfig):
+class ConvBlockConfig(KernelWidthsConfig):
     """Fields of every such convolution; kernel widths are per layer, a single one is repeated."""
 
     encoder_kernel_sizes: list[int] = field(default_factory=lambda: [3, 7, 15, 31, 31, 31, 31])
@@ -36,18 +34,9 @@ class ConvBlockConfig(MixerConfig):
     input_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_widths(self, "encoder_kernel_sizes", "decoder_kernel_sizes")
+        super().__post_init__()
         check_positive(self, "num_heads", "encoder_conv_dim", "decoder_conv_dim")
         check_probabilities(self, "weight_dropout", "input_dropout")
-
-    def check_layers(self, *, side: str, num_layers: int) -> None:
-        """Check the number of kernel widths of a side."""
-        self.kernel_sizes(side=side, num_layers=num_layers)
-
-    def kernel_sizes(self, *, side: str, num_layers: int) -> list[int]:
-        """Kernel width of every layer of a side."""
-        key = f"{side}_kernel_sizes"
-        return per_layer(key, getattr(self, key), side=side, num_layers=num_layers)
 
     def heads(self, *, conv_dim: int, slot: MixerSlot) -> int:
         """Number of kernels that the channels share."""
