@@ -10,6 +10,7 @@ from math import exp
 import torch
 from torch import Tensor
 
+from lightconv_mt.data.batching import collate
 from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.decode.beam_search import beam_search
 from lightconv_mt.decode.config import DecodeConfig
@@ -194,23 +195,24 @@ class Translator:
             targets: one for each.
             max_tokens: source tokens of a batch, padding included.
         """
-        sources = [ids or [self.tokenizers.src.ids.eos] for ids in self._encode(lines)]
-        ids = self.tokenizers.tgt.ids
-        outputs = [[*each, ids.eos] for each in self.tokenizers.tgt.encode_batch(list(targets))]
+        src_ids, tgt_ids = self.tokenizers.src.ids, self.tokenizers.tgt.ids
+        sources = [source or [src_ids.eos] for source in self._encode(lines)]
+        outputs = [[*each, tgt_ids.eos] for each in self.tokenizers.tgt.encode_batch(list(targets))]
         found = [TargetScore(0.0, 0)] * len(sources)
         with self._inference():
-            for batch in batches_by_length(sources, max_tokens=max_tokens, batch_size=64):
-                src, src_mask = self._padded([sources[index] for index in batch], side="src")
-                tgt, tgt_mask = self._padded([outputs[index] for index in batch], side="tgt")
-                begun = torch.cat([torch.full_like(tgt[:, :1], ids.bos), tgt[:, :-1]], dim=1)
-                logits = self.model.project(self.model(src, src_mask, begun, tgt_mask))
+            for places in batches_by_length(sources, max_tokens=max_tokens, batch_size=64):
+                pairs = [(sources[place], outputs[place]) for place in places]
+                batch = collate(pairs, src_ids, tgt_ids).to(self.device)
+                logits = self.model.project(
+                    self.model(batch.src, batch.src_mask, batch.tgt_in, batch.tgt_mask)
+                )
                 logp = logits.log_softmax(
                     -1, dtype=torch.promote_types(logits.dtype, torch.float32)
                 )
-                chosen = logp.gather(2, tgt[..., None]).squeeze(2).double()
-                sums = chosen.masked_fill(~tgt_mask, 0.0).sum(1).tolist()
-                for index, log_prob in zip(batch, sums, strict=True):
-                    found[index] = TargetScore(log_prob, len(outputs[index]))
+                chosen = logp.gather(2, batch.tgt_out[..., None]).squeeze(2).double()
+                sums = chosen.masked_fill(~batch.tgt_mask, 0.0).sum(1).tolist()
+                for place, log_prob in zip(places, sums, strict=True):
+                    found[place] = TargetScore(log_prob, len(outputs[place]))
         return found
 
     def _encode(self, lines: Sequence[str]) -> list[list[int]]:
@@ -244,7 +246,7 @@ class Translator:
         lines: list[int],
         prefixes: list[list[int]],
     ) -> list[list[Hypothesis]]:
-        src, src_mask = self._padded(sources, side="src")
+        src, src_mask = self._padded(sources)
         memory = self.model.encode(src, src_mask)
         step, state = self.model.decode_step, self.model.start(memory, src_mask, config.beam_size)
         src_lengths, ids = src_mask.sum(1), self.tokenizers.tgt.ids
@@ -279,13 +281,13 @@ class Translator:
         nbest = tuple(zip(lines, scores, strict=True))
         return Translation(text=lines[0], score=scores[0], nbest=nbest)
 
-    def _padded(self, rows: list[list[int]], *, side: str) -> tuple[Tensor, Tensor]:
-        """Ids (B, T) of a side, src or tgt, padded on the right, and their mask (B, T)."""
-        pad, width = getattr(self.tokenizers, side).ids.pad, max(map(len, rows))
-        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
-        lengths = torch.tensor([len(row) for row in rows])
+    def _padded(self, sources: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Ids (B, S) padded on the right and their mask (B, S)."""
+        pad, width = self.tokenizers.src.ids.pad, max(map(len, sources))
+        src = torch.tensor([[*ids, *[pad] * (width - len(ids))] for ids in sources])
+        lengths = torch.tensor([len(ids) for ids in sources])
         mask = torch.arange(width) < lengths[:, None]
-        return ids.to(self.device), mask.to(self.device)
+        return src.to(self.device), mask.to(self.device)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
