@@ -1,4 +1,4 @@
-// Where the time of a call goes: counted only in a build with LCMT_PARTS, for scripts/bench_ops.py.
+// Where the time of a call goes: counted only in a build with LCMT_PARTS, for scripts/bench_parts.py.
 #pragma once
 enum class Part { softmax, copies, sums, tap_gradients, softmax_gradients, count };
 
