@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightconv_mt.data.tokenizer_base import SpecialIds
-from lightconv_mt.decode.candidates import rank_continuations
+from lightconv_mt.decode.candidates import rank_continuations, rank_groups
 from lightconv_mt.decode.config import DecodeConfig, length_penalty
 from lightconv_mt.decode.constraints import Constraints
 from lightconv_mt.decode.trace import Hypothesis, Trace
@@ -38,6 +38,7 @@ def beam_search(
     config: DecodeConfig,
     prefixes: Sequence[Sequence[int]] | None = None,
     backend: Backend = Backend.torch,
+    groups: int = 1,
 ) -> list[list[Hypothesis]]:
     """Find the best outputs of each sentence by the rules of fairseq's SequenceGenerator.
 
@@ -58,6 +59,7 @@ def beam_search(
         config: the search.
         prefixes: tokens that the outputs of each sentence begin with.
         backend: of the kernels that look through the vocabulary, resolved.
+        groups: that many sentences in a row are beams of one, apart by config.diversity.
 
     Returns:
         For each sentence up to config.nbest hypotheses, best first.
@@ -78,8 +80,19 @@ def beam_search(
         logits = found[:, -1]
         partition = log_partition(logits, backend=backend)
         logits = constraints.apply(logits, position, history)
-        scores, parents, words = rank_continuations(
-            logits, partition, totals, 2 * beam, backend=backend
+        scores, parents, words = (
+            rank_continuations(logits, partition, totals, 2 * beam, backend=backend)
+            if groups == 1
+            else rank_groups(
+                logits,
+                partition,
+                totals,
+                2 * beam,
+                places=sentences,
+                groups=groups,
+                diversity=config.diversity,
+                backend=backend,
+            )
         )
 
         ends = (words == ids.eos) & (scores > -inf)

@@ -14,6 +14,7 @@ from lightconv_mt.data.batching import collate
 from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.decode.beam_search import beam_search
 from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.diverse import diverse_beam_search
 from lightconv_mt.decode.sampling import sample
 from lightconv_mt.decode.trace import Hypothesis
 from lightconv_mt.errors import DataError
@@ -248,10 +249,17 @@ class Translator:
     ) -> list[list[Hypothesis]]:
         src, src_mask = self._padded(sources)
         memory = self.model.encode(src, src_mask)
-        step, state = self.model.decode_step, self.model.start(memory, src_mask, config.beam_size)
+        groups = config.beam_groups
+        step = self.model.decode_step
+        state = self.model.start(
+            memory.repeat_interleave(groups, 0) if groups > 1 else memory,
+            src_mask.repeat_interleave(groups, 0) if groups > 1 else src_mask,
+            config.beam_size // groups,
+        )
         src_lengths, ids = src_mask.sum(1), self.tokenizers.tgt.ids
         if not config.sampling:
-            return beam_search(
+            search = beam_search if groups == 1 else diverse_beam_search
+            return search(
                 step,
                 state,
                 src_lengths=src_lengths,
