@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from math import exp
 
@@ -12,9 +12,17 @@ from torch import Tensor
 
 from lightconv_mt.data.batching import collate
 from lightconv_mt.data.tokenizer import TokenizerPair
+from lightconv_mt.decode.attention import read_attention
 from lightconv_mt.decode.beam_search import beam_search
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.diverse import diverse_beam_search
+from lightconv_mt.decode.ranking import (
+    Output,
+    ScoreKind,
+    rank_by_coverage,
+    rank_by_utility,
+    search_config,
+)
 from lightconv_mt.decode.sampling import sample
 from lightconv_mt.decode.trace import Hypothesis
 from lightconv_mt.errors import DataError
@@ -29,13 +37,22 @@ class Translation:
 
     Attributes:
         text: the best output, without line breaks; empty for an empty line.
-        score: its length-normalised log-probability (natural logarithm); 0 for an empty line.
+        score: its length-normalised log-probability (natural logarithm), unless score_kind says
+            otherwise; 0 for an empty line.
         nbest: up to decode.nbest (text, score), best first; the first is the above.
+        score_kind: what the scores are, and so the order.
     """
 
     text: str
     score: float
     nbest: tuple[tuple[str, float], ...]
+    score_kind: ScoreKind = ScoreKind.log_prob
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What is unusual about it, by name."""
+        usual = self.score_kind is ScoreKind.log_prob
+        return {} if usual else {"score_kind": self.score_kind.value}
 
 
 @dataclass(frozen=True)
@@ -139,18 +156,22 @@ class Translator:
         sources = self._encode(lines)
         tokenizer = self.tokenizers.tgt
         begun = tokenizer.encode_batch(list(prefixes)) if prefixes else [[]] * len(lines)
-        results = [Translation(text="", score=0.0, nbest=(("", 0.0),))] * len(lines)
+        nothing = Translation(
+            text="", score=0.0, nbest=(("", 0.0),), score_kind=ScoreKind.of(config)
+        )
+        results = [nothing] * len(lines)
         with self._inference():
             most = 1 if config.strict else batch_size
             for batch in batches_by_length(sources, max_tokens=max_tokens, batch_size=most):
                 found = self._search(
                     [sources[index] for index in batch],
-                    config,
+                    search_config(config),
                     lines=[number + index for index in batch],
                     prefixes=[begun[index] for index in batch],
                 )
-                for index, hypotheses in zip(batch, found, strict=True):
-                    results[index] = self._decode(hypotheses)
+                ranked = self._rank(found, [sources[index] for index in batch], config)
+                for index, outputs in zip(batch, ranked, strict=True):
+                    results[index] = self._decode(outputs, results[index])
         return results
 
     def translate_stream(
@@ -278,16 +299,51 @@ class Translator:
             prefixes=prefixes,
         )
 
-    def _decode(self, hypotheses: list[Hypothesis]) -> Translation:
-        if not hypotheses:
+    def _rank(
+        self, found: list[list[Hypothesis]], sources: list[list[int]], config: DecodeConfig
+    ) -> list[list[Output]]:
+        """The config.nbest best outputs of each source as text, in the order of its scores."""
+        decode = self.tokenizers.tgt.decode
+        ranked = [
+            [Output(each, decode(list(each.tokens)), each.score) for each in hypotheses]
+            for hypotheses in found
+        ]
+        if config.coverage_penalty:
+            tokens = [[each.tokens for each in hypotheses] for hypotheses in found]
+            attended = self._attention(sources, tokens, config)
+            ranked = [
+                rank_by_coverage(outputs, weights, penalty=config.coverage_penalty)
+                for outputs, weights in zip(ranked, attended, strict=True)
+            ]
+        elif config.mbr is not None:
+            ranked = [rank_by_utility(outputs, config.mbr) for outputs in ranked]
+        return [outputs[: config.nbest] for outputs in ranked]
+
+    def _attention(
+        self,
+        sources: list[list[int]],
+        outputs: Sequence[Sequence[Sequence[int]]],
+        config: DecodeConfig,
+    ) -> list[list[Tensor]]:
+        return read_attention(
+            self.model,
+            self.tokenizers,
+            sources,
+            outputs,
+            layer=config.attention_layer,
+            device=self.device,
+        )
+
+    def _decode(self, outputs: list[Output], blank: Translation) -> Translation:
+        """Fill in what stands for a line without output."""
+        if not outputs:
             self.report.failed += 1
-            return Translation(text="", score=float("-inf"), nbest=(("", float("-inf")),))
-        texts = [self.tokenizers.tgt.decode(list(found.tokens)) for found in hypotheses]
-        lines = [text.replace("\r", " ").replace("\n", " ") for text in texts]
-        self.report.line_breaks += lines[0] != texts[0]
-        scores = [found.score for found in hypotheses]
+            return replace(blank, score=float("-inf"), nbest=(("", float("-inf")),))
+        lines = [found.text.replace("\r", " ").replace("\n", " ") for found in outputs]
+        self.report.line_breaks += lines[0] != outputs[0].text
+        scores = [found.score for found in outputs]
         nbest = tuple(zip(lines, scores, strict=True))
-        return Translation(text=lines[0], score=scores[0], nbest=nbest)
+        return replace(blank, text=lines[0], score=scores[0], nbest=nbest)
 
     def _padded(self, sources: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Ids (B, S) padded on the right and their mask (B, S)."""
