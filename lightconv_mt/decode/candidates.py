@@ -5,7 +5,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from lightconv_mt.ops.best_tokens import best_tokens
+from lightconv_mt.ops.best_tokens import best_continuations, best_tokens
 from lightconv_mt.ops.dispatch import Backend
 
 
@@ -14,7 +14,7 @@ def ban_repeats(logp: Tensor, history: Tensor, *, size: int, pad: int) -> None:
 
     Args:
         logp: (N, V) float; `pad` must be impossible already.
-        history: (N, T) int64, the tokens so far, without BOS.
+        history: (N, T) int64, the tokens so far, without BOS; negative where there are fewer.
         size: n, 1 or more.
         pad: padding id.
     """
@@ -23,7 +23,7 @@ def ban_repeats(logp: Tensor, history: Tensor, *, size: int, pad: int) -> None:
         return
     ngrams = history.unfold(1, size, 1)  # (N, T - size + 1, size)
     begun = history[:, length - size + 1 :]  # (N, size - 1)
-    seen = (ngrams[:, :, :-1] == begun[:, None]).all(-1)
+    seen = (ngrams[:, :, :-1] == begun[:, None]).all(-1) & (ngrams >= 0).all(-1)
     logp.scatter_(1, torch.where(seen, ngrams[:, :, -1], pad), -inf)
 
 
@@ -37,12 +37,14 @@ def rank_continuations(
         partition: (N,) float, taken from every logit of a row to give log-probabilities.
         totals: (B, beam) float64, log-probability of each row so far.
         k: continuations wanted, at most 2 x beam.
-        backend: of `best_tokens`.
+        backend: `native` for the C++ kernel, any other for plain torch.
 
     Returns:
         The k best of each sentence, best first, each (B, k): their total (float64), row within
         the sentence, token.
     """
+    if backend is Backend.native:
+        return best_continuations(logits, partition, totals, k)
     batch, beam = totals.shape
     values, words = best_tokens(logits, min(k, logits.shape[1]), backend=backend)
     width = values.shape[1]
