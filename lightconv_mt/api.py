@@ -36,7 +36,7 @@ class Translator:
             path: of the folder.
             checkpoint: auto (average, else best, else last), average, best, last, or a step.
             device: auto, cpu or cuda.
-            precision: fp32 or bf16; fp16 on GPUs.
+            precision: fp32 or bf16; fp16 on GPUs, int8 on CPUs.
             kernels: as `runtime.kernels`.
             threads: of the CPU; None is torch's choice.
             max_source_tokens: longer sources are cut; None cuts them as in training, or at 1,024.

@@ -61,6 +61,7 @@ DTYPES = {
     Precision.fp32: torch.float32,
     Precision.bf16: torch.bfloat16,
     Precision.fp16: torch.float16,
+    Precision.int8: torch.int8,
 }
 
 

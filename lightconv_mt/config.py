@@ -38,11 +38,16 @@ class Device(Enum):
 
 
 class Precision(Enum):
-    """Number format of the products; parameters and sums stay float32."""
+    """Number format of the products; parameters and sums stay float32.
+
+    int8 is for translation on a CPU: the decoder's weights, each output with a scale of its own,
+    times activations rounded as they come.
+    """
 
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+    int8 = "int8"
 
 
 class Metric(Enum):
@@ -124,6 +129,8 @@ class TrainRunConfig:
         _check_run_dir(self.run_dir)
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; give 0 or more")
+        if self.runtime.precision is Precision.int8:
+            raise ConfigError("runtime.precision=int8 is for translation; train with fp32 or bf16")
         if self.data.valid is None:
             raise ConfigError("data.valid is null; training is judged by it, give files or a split")
         if self.start_from is not None and not self.start_from.strip():
