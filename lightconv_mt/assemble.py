@@ -5,7 +5,8 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +27,7 @@ from lightconv_mt.data.corpus import read_corpus, read_source
 from lightconv_mt.data.encoded import encode_corpus
 from lightconv_mt.data.lines import decode_line, read_lines
 from lightconv_mt.data.tokenizer import TokenizerPair
+from lightconv_mt.decode.alignment import pharaoh
 from lightconv_mt.decode.translator import Translation, Translator
 from lightconv_mt.errors import ConfigError, DataError
 from lightconv_mt.evaluation import check_scoring, read_test_data, score_all, scores_json
@@ -176,10 +178,17 @@ def translate(config: TranslateConfig) -> int:
     translator = load_translator(
         config.run_dir, config.checkpoint, config.runtime, config.max_source_tokens
     )
-    with _input_lines(config.input) as lines, _output(config.output) as output:
+    decode = replace(
+        config.decode, alignments=config.decode.alignments or config.alignments is not None
+    )
+    with (
+        _input_lines(config.input) as lines,
+        _output(config.output) as output,
+        _output(config.alignments) if config.alignments is not None else nullcontext() as links,
+    ):
         found = translator.translate_stream(
             lines,
-            config.decode,
+            decode,
             prefixes=read_lines(config.prefix) if config.prefix is not None else None,
             chunk_size=config.chunk_lines,
             max_tokens=config.max_tokens,
@@ -187,6 +196,8 @@ def translate(config: TranslateConfig) -> int:
         for number, translation in enumerate(found, start=1):
             output.write(_format(number, translation, config.nbest_format).encode())
             output.flush()
+            if links is not None:
+                links.write(f"{pharaoh(translation.alignment or ())}\n".encode())
     logger.info("translated: %s", translator.report.text)
     return 0
 
