@@ -168,7 +168,7 @@ class PrepareConfig:
 class TranslateConfig:
     """`lcmt-translate`: one line of text in, one line of text out."""
 
-    run_dir: str
+    run_dir: list[str]  # several are an ensemble
     input: str | None = None  # None: standard input
     output: str | None = None  # None: standard output
     prefix: str | None = None  # a file: what the output of each line is to begin with
@@ -184,7 +184,8 @@ class TranslateConfig:
     runtime: RuntimeConfig
 
     def __post_init__(self) -> None:
-        _check_run_dir(self.run_dir)
+        for folder in self.run_dir:
+            _check_run_dir(folder)
         _check_checkpoint(self.checkpoint)
         _check_positive(self, "max_tokens", "chunk_lines")
         _check_source_tokens(self)

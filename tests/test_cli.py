@@ -1,5 +1,6 @@
 """The commands as a user types them: exit codes, one line of error, clean output."""
 
+import json
 import os
 import signal
 import subprocess
@@ -159,6 +160,31 @@ def test_files_are_written_whole_or_not_at_all(run_dir: Path, tmp_path: Path) ->
     assert target.read_bytes() == before
     assert command(*words, f"output={tmp_path / 'no' / 'folder'}").returncode == 3
     assert {path.name for path in tmp_path.iterdir()} == {source.name, target.name}
+
+
+def test_options_of_the_command_line_reach_the_search(run_dir: Path, tmp_path: Path) -> None:
+    links = tmp_path / "links"
+    lines = b"alpha beta\n\ngamma\n"
+    twice = f"run_dir=['{run_dir}','{run_dir}']"
+    plain = command("translate", f"run_dir={run_dir}", *SHORT, stdin=lines)
+    done = command("translate", twice, *SHORT, f"alignments={links}", stdin=lines)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == plain.stdout
+    aligned = links.read_text().split("\n")[:-1]
+    assert [bool(line) for line in aligned] == [bool(line) for line in plain.stdout.splitlines()]
+    diverse = ("decode.beam_size=4", "decode.nbest=4", "decode.beam_groups=2", "decode.diversity=9")
+    wanted = ("nbest_format=jsonl", "decode.max_length=5", "decode.alignments=true")
+    done = command("translate", f"run_dir={run_dir}", *diverse, *wanted, stdin=lines)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [len(each["nbest"]) for each in found] == [4, 1, 4]
+    assert all("score_kind" not in each and "alignment" in each for each in found)
+    for option, kind in (("mbr=chrf", "utility"), ("coverage_penalty=0.2", "coverage")):
+        words = ("decode.beam_size=4", f"decode.sampling={'mbr' in option}".lower())
+        done = command(
+            *("translate", f"run_dir={run_dir}", f"decode.{option}", *words, *wanted), stdin=lines
+        )
+        assert done.returncode == 0, done.stderr
+        assert {json.loads(line)["score_kind"] for line in done.stdout.splitlines()} == {kind}
 
 
 def test_nobody_reading_is_no_error_to_shout_about(run_dir: Path) -> None:
