@@ -31,6 +31,7 @@ from lightconv_mt.decode.alignment import pharaoh
 from lightconv_mt.decode.translator import Translation, Translator
 from lightconv_mt.errors import ConfigError, DataError
 from lightconv_mt.evaluation import check_scoring, read_test_data, score_all, scores_json
+from lightconv_mt.interactive import at_terminal, prompted_lines
 from lightconv_mt.model.ensemble import Ensemble
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops import resolve_backend
@@ -183,16 +184,17 @@ def translate(config: TranslateConfig) -> int:
     decode = replace(
         config.decode, alignments=config.decode.alignments or config.alignments is not None
     )
+    is_interactive = config.input is None and config.output is None and at_terminal()
     with (
         _input_lines(config.input) as lines,
         _output(config.output) as output,
         _output(config.alignments) if config.alignments is not None else nullcontext() as links,
     ):
         found = translator.translate_stream(
-            lines,
+            prompted_lines() if is_interactive else lines,
             decode,
             prefixes=read_lines(config.prefix) if config.prefix is not None else None,
-            chunk_size=config.chunk_lines,
+            chunk_size=1 if is_interactive else config.chunk_lines,
             max_tokens=config.max_tokens,
         )
         for number, translation in enumerate(found, start=1):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -185,6 +187,100 @@ def test_options_of_the_command_line_reach_the_search(run_dir: Path, tmp_path: P
         )
         assert done.returncode == 0, done.stderr
         assert {json.loads(line)["score_kind"] for line in done.stdout.splitlines()} == {kind}
+
+
+def read_until(terminal: int, wanted: bytes) -> bytes:
+    """What a program writes to its terminal, up to and with `wanted`; all there is for b""."""
+    seen, deadline = b"", time.monotonic() + 90
+    while not wanted or wanted not in seen:
+        assert time.monotonic() < deadline, seen
+        if select.select([terminal], [], [], 1.0)[0]:
+            try:
+                part = os.read(terminal, 4096)
+            except OSError:  # nobody has it open any more
+                part = b""
+            if not part:
+                break
+            seen += part
+    assert wanted in seen, seen
+    return seen
+
+
+@pytest.mark.parametrize(("ending", "code"), [(b"\x04", 0), (b"\x03", 130)])
+def test_each_line_typed_at_a_terminal_is_answered_at_once(
+    run_dir: Path, ending: bytes, code: int
+) -> None:
+    mine, its = pty.openpty()
+    # The terminal must be the program's own for Ctrl-C to reach it.
+    program = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {PROGRAM}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "translate", f"run_dir={run_dir}", *SHORT],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    os.close(its)
+    try:
+        greeting = read_until(mine, b"> ")
+        assert b"type a line to translate it; Ctrl-D ends" in greeting
+        expected = command(
+            "translate", f"run_dir={run_dir}", *SHORT, stdin=b"alpha\nbeta gamma\n"
+        ).stdout.splitlines()
+        for line, answer in zip((b"alpha", b"beta gamma"), expected, strict=True):
+            os.write(mine, line + b"\n")
+            echo, *answered = read_until(mine, b"> ").split(b"\r\n")
+            assert (echo, answered) == (line, [answer, b"> "])
+        os.write(mine, ending)
+        last = read_until(mine, b"")
+        assert b"Traceback" not in last
+        assert last.replace(b"^C", b"").replace(b"^D\b\b", b"").startswith(b"\r\n")
+        assert process.wait(60) == code
+    finally:
+        process.kill()
+        process.wait()
+        os.close(mine)
+
+
+@pytest.mark.parametrize("piped", ["stdin", "stdout"])
+def test_there_is_no_prompt_for_a_pipe(run_dir: Path, piped: str) -> None:
+    mine, its = pty.openpty()
+    streams = {"stdin": its, "stdout": its, piped: subprocess.PIPE}
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "translate", f"run_dir={run_dir}", *SHORT],
+        **streams,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        os.close(its)
+        if piped == "stdin":
+            _, err = process.communicate(b"alpha\n", timeout=90)
+        else:
+            os.write(mine, b"alpha\n\x04")
+            out, err = process.communicate(timeout=90)
+            assert out.count(b"\n") == 1
+    os.close(mine)
+    assert process.returncode == 0
+    assert b"> " not in err
+    assert b"Ctrl-D" not in err
+
+
+def test_a_pipe_gets_each_chunk_when_it_is_done(run_dir: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "translate", f"run_dir={run_dir}", *SHORT, "chunk_lines=2"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for _ in range(2):  # the second chunk is written when the first has been read
+            process.stdin.write(b"alpha\nbeta\n")
+            process.stdin.flush()
+            assert all(process.stdout.readline().endswith(b"\n") for _ in range(2))
+        process.stdin.close()
+        assert process.wait(60) == 0
 
 
 def test_nobody_reading_is_no_error_to_shout_about(run_dir: Path) -> None:
