@@ -73,8 +73,8 @@ def compose(command: str, arguments: list[str], *, root: type, registers: Regist
             raise
         raise explained from error
     if options.multirun and command == "train":  # a folder of its own for each run of the sweep
-        for config, (_, overrides, _) in zip(configs, composed, strict=True):
-            config["run_dir"] = os.path.join(config["run_dir"], overrides.replace("/", "_"))
+        for config, (_, name, _) in zip(configs, composed, strict=True):
+            config["run_dir"] = os.path.join(config["run_dir"], name.replace("/", "_"))
     for config, (_, _, words) in zip(configs, composed, strict=True):
         inherit(config, words)
     return configs

@@ -9,6 +9,7 @@ from torch import nn
 from lightconv_mt.data.tokenizer_base import SpecialIds
 from lightconv_mt.mixers.lightconv import LightConvConfig
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
+from lightconv_mt.ops import Backend
 
 # Decoders begin with EOS, so that every other output of a model is text, or the unknown token.
 IDS = SpecialIds(bos=2, pad=1, eos=2, unk=0)
@@ -56,7 +57,13 @@ def pair_of() -> Any:
     return Pair()
 
 
-def model_of(*, seed: int = 1, decoder_layers: int = 2, **values: Any) -> Seq2SeqTransformer:
+def model_of(
+    *,
+    seed: int = 1,
+    decoder_layers: int = 2,
+    backend: Backend = Backend.torch,
+    **values: Any,
+) -> Seq2SeqTransformer:
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {"dim": 16, "ffn_dim": 32, "num_heads": 4, "encoder_layers": 2}
     config = ModelConfig(
@@ -67,7 +74,12 @@ def model_of(*, seed: int = 1, decoder_layers: int = 2, **values: Any) -> Seq2Se
     )
     size = Words.vocab_size
     model = Seq2SeqTransformer(
-        config, src_vocab_size=size, tgt_vocab_size=size, src_pad_id=1, tgt_pad_id=1
+        config,
+        src_vocab_size=size,
+        tgt_vocab_size=size,
+        src_pad_id=1,
+        tgt_pad_id=1,
+        backend=backend,
     )
     nn.init.normal_(model.output_weight)
     for layer in model.decoder.layers:  # or attention is nearly even

@@ -1,38 +1,74 @@
 """Several models of one vocabulary that decode as one, by the mean of their probabilities."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import log
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightconv_mt.model.decoder import DecoderState
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 
 
 @dataclass(frozen=True)
 class EnsembleState:
-    """The decoder states of all models."""
+    """The decoder states of all models; what is done to it is done to each."""
 
-    states: tuple[DecoderState, ...]
+    states: tuple[Any, ...]
 
     def reorder(self, rows: Tensor) -> "EnsembleState":
         """Take the target rows `rows` (N',) int64, in that order; sources stay."""
-        return EnsembleState(tuple(state.reorder(rows) for state in self.states))
+        return self._each(lambda state: state.reorder(rows))
 
     def keep(self, sentences: Tensor) -> "EnsembleState":
         """Take the sources `sentences` (B',) int64; target rows are taken by `reorder`."""
-        return EnsembleState(tuple(state.keep(sentences) for state in self.states))
+        return self._each(lambda state: state.keep(sentences))
+
+    def join(self, others: "EnsembleState") -> "EnsembleState":
+        """Put sentences and rows of others behind its own, if the states of the models can."""
+        pairs = zip(self.states, others.states, strict=True)
+        return EnsembleState(tuple(state.join(other) for state, other in pairs))
+
+    def _each(self, change: Callable[[Any], Any]) -> "EnsembleState":
+        return EnsembleState(tuple(map(change, self.states)))
+
+
+class JointDecoder:
+    """Decoders that step together.
+
+    Encoded sources stand beside each other in one tensor (B, S, C), with the C of all encoders
+    together. Logits are the logarithm of the mean of the probabilities, and so normalised: what
+    scores mean stays the same.
+    """
+
+    def __init__(self, decoders: Sequence[Any], source_dims: Sequence[int]) -> None:
+        """Join decoders of one vocabulary.
+
+        Args:
+            decoders: with the `start` and `decode_step` of a `Seq2SeqTransformer`.
+            source_dims: C of each one's encoded sources.
+        """
+        self.decoders, self.source_dims = decoders, list(source_dims)
+
+    def start(self, memory: Tensor, src_mask: Tensor, beam_size: int) -> EnsembleState:
+        """State before BOS, beam_size rows for each of the B encoded sources."""
+        parts = zip(self.decoders, memory.split(self.source_dims, -1), strict=True)
+        return EnsembleState(
+            tuple(decoder.start(part, src_mask, beam_size) for decoder, part in parts)
+        )
+
+    def decode_step(self, tokens: Tensor, state: EnsembleState) -> tuple[Tensor, EnsembleState]:
+        """Read tokens (N, T) int64 of every row; log-probabilities (N, T, V), the next state."""
+        pairs = zip(self.decoders, state.states, strict=True)
+        steps = [decoder.decode_step(tokens, each) for decoder, each in pairs]
+        return log_mean([found for found, _ in steps]), EnsembleState(
+            tuple(following for _, following in steps)
+        )
 
 
 class Ensemble(nn.Module):
-    """Has the methods of a `Seq2SeqTransformer` that a translator uses.
-
-    Encoded sources and decoder outputs of the models stand beside each other, so that each is one
-    tensor (B, length, C) with the C of all models together. Logits are the logarithm of the mean of
-    the models' probabilities, and so normalised: what scores mean stays the same.
-    """
+    """Has the methods of a `Seq2SeqTransformer` that a translator uses; see `JointDecoder`."""
 
     def __init__(self, models: Sequence[Seq2SeqTransformer]) -> None:
         """Join models with the same source and target vocabulary."""
@@ -40,46 +76,36 @@ class Ensemble(nn.Module):
         assert models, "an ensemble has one model at least"
         self.models = nn.ModuleList(models)
         self.backend = models[0].backend
-        self._source_dims = [model.config.dim for model in models]
+        self.source_dims = [model.config.dim for model in models]
         self._target_dims = [model.config.decoder_dim or model.config.dim for model in models]
 
     @property
-    def _members(self) -> list[Seq2SeqTransformer]:
+    def members(self) -> list[Seq2SeqTransformer]:
+        """The models."""
         return [model for model in self.models if isinstance(model, Seq2SeqTransformer)]
 
     def forward(self, src: Tensor, src_mask: Tensor, tgt_in: Tensor, tgt_mask: Tensor) -> Tensor:
-        """Decoder outputs (B, T, C) given the target; `project` turns them into logits."""
-        return torch.cat([model(src, src_mask, tgt_in, tgt_mask) for model in self._members], -1)
+        """Outputs (B, T, C) of all decoders given the target; `project` turns them into logits."""
+        return torch.cat([model(src, src_mask, tgt_in, tgt_mask) for model in self.members], -1)
 
     def encode(self, src: Tensor, src_mask: Tensor) -> Tensor:
         """Encode src (B, S) int64 with src_mask (B, S) bool: (B, S, C)."""
-        return torch.cat([model.encode(src, src_mask) for model in self._members], -1)
+        return torch.cat([model.encode(src, src_mask) for model in self.members], -1)
 
     def project(self, hidden: Tensor) -> Tensor:
         """Log-probabilities (..., V) of decoder outputs (..., C)."""
         parts = hidden.split(self._target_dims, -1)
         return log_mean(
-            [model.project(part) for model, part in zip(self._members, parts, strict=True)]
+            [model.project(part) for model, part in zip(self.members, parts, strict=True)]
         )
 
     def start(self, memory: Tensor, src_mask: Tensor, beam_size: int) -> EnsembleState:
         """State before BOS, beam_size rows for each of the B encoded sources."""
-        parts = memory.split(self._source_dims, -1)
-        return EnsembleState(
-            tuple(
-                model.start(part, src_mask, beam_size)
-                for model, part in zip(self._members, parts, strict=True)
-            )
-        )
+        return JointDecoder(self.members, self.source_dims).start(memory, src_mask, beam_size)
 
     def decode_step(self, tokens: Tensor, state: EnsembleState) -> tuple[Tensor, EnsembleState]:
         """Read tokens (N, T) int64 of every row; log-probabilities (N, T, V), the next state."""
-        steps = [
-            model.decode_step(tokens, each)
-            for model, each in zip(self._members, state.states, strict=True)
-        ]
-        logits = log_mean([found for found, _ in steps])
-        return logits, EnsembleState(tuple(following for _, following in steps))
+        return JointDecoder(self.members, self.source_dims).decode_step(tokens, state)
 
     def source_attention(
         self,
@@ -91,10 +117,10 @@ class Ensemble(nn.Module):
         layer: int | None = None,
     ) -> Tensor:
         """Mean (B, T, S) of the models' source attention; see `Seq2SeqTransformer`."""
-        parts = memory.split(self._source_dims, -1)
+        parts = memory.split(self.source_dims, -1)
         attended = [
             model.source_attention(part, src_mask, tgt_in, tgt_mask, layer=layer)
-            for model, part in zip(self._members, parts, strict=True)
+            for model, part in zip(self.members, parts, strict=True)
         ]
         return torch.stack(attended).mean(0)
 

@@ -1,5 +1,7 @@
 """An ensemble is the mean of its models' probabilities, however it is asked."""
 
+from typing import Any
+
 import pytest
 import torch
 from toy_models import model_of, pair_of
@@ -7,6 +9,7 @@ from toy_models import model_of, pair_of
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.model.ensemble import Ensemble, log_mean
+from lightconv_mt.ops import Backend
 
 LINES = ["ax b c", "", "d", "b bx cy d a", "cy cy", "a b"]
 SEARCH = DecodeConfig(
@@ -42,16 +45,31 @@ def test_probabilities_are_averaged() -> None:
     assert torch.allclose(log_mean([torch.zeros(1, 4)] * 3), torch.full((1, 4), 0.25).log())
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_a_model_twice_is_that_model(groups: int) -> None:
-    model = model_of().double()
-    search = DecodeConfig(**{**vars(SEARCH), "beam_groups": groups})
-    alone = translator(model).translate(LINES, search)
-    twice = translator(Ensemble([model, model])).translate(LINES, search)
+@pytest.mark.parametrize("backend", [Backend.torch, Backend.native])
+@pytest.mark.parametrize("options", [{}, {"beam_groups": 2}, {"strict": True}, {"sampling": True}])
+def test_a_model_twice_is_that_model(backend: Backend, options: dict[str, Any]) -> None:
+    model = model_of(backend=backend)
+    search = DecodeConfig(**{**vars(SEARCH), **options})
+    alone = translator(model).translate(LINES * 3, search, batch_size=4)
+    twice = translator(Ensemble([model, model])).translate(LINES * 3, search, batch_size=4)
     for one, two in zip(alone, twice, strict=True):
         assert [text for text, _ in one.nbest] == [text for text, _ in two.nbest]
-        assert [score for _, score in one.nbest] == pytest.approx([s for _, s in two.nbest])
+        assert [score for _, score in one.nbest] == pytest.approx(
+            [score for _, score in two.nbest], abs=1e-5
+        )
         assert one.alignment == two.alignment
+
+
+def test_the_steps_of_different_models_in_cpp_find_the_same() -> None:
+    sizes: list[dict[str, Any]] = [{"seed": 1}, {"seed": 2, "dim": 24, "decoder_layers": 1}]
+    plain, native = (
+        translator(Ensemble([model_of(backend=backend, **size) for size in sizes]))
+        for backend in (Backend.torch, Backend.native)
+    )
+    expected = plain.translate(LINES * 5, SEARCH)
+    found = native.translate(LINES * 5, SEARCH, batch_size=4)
+    assert [each.text for each in found] == [each.text for each in expected]
+    assert [each.score for each in found] == pytest.approx([each.score for each in expected])
 
 
 def test_two_models_have_an_opinion_of_their_own_and_score_as_they_search() -> None:
