@@ -21,7 +21,7 @@ class Translator:
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        path: str | Path | Sequence[str | Path],
         *,
         checkpoint: str = "auto",
         device: str = "auto",
@@ -30,10 +30,10 @@ class Translator:
         threads: int | None = None,
         max_source_tokens: int | None = None,
     ) -> "Translator":
-        """Open a run folder.
+        """Open a run folder, or several with the same tokenizers as an ensemble.
 
         Args:
-            path: of the folder.
+            path: of the folder, or a list of paths.
             checkpoint: auto (average, else best, else last), average, best, last, or a step.
             device: auto, cpu or cuda.
             precision: fp32 or bf16; fp16 on GPUs, int8 on CPUs.
@@ -47,7 +47,8 @@ class Translator:
         values = {"device": device, "precision": precision, "kernels": kernels, "threads": threads}
         plain = {**to_plain(RuntimeConfig()), **values}
         runtime = build_typed(RuntimeConfig, plain, registers={})
-        return cls(load_translator(str(path), checkpoint, runtime, max_source_tokens))
+        folders = [path] if isinstance(path, str | Path) else path
+        return cls(load_translator([*map(str, folders)], checkpoint, runtime, max_source_tokens))
 
     def translate(
         self,

@@ -4,10 +4,11 @@ import copy
 import json
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import torch
 
@@ -26,9 +27,12 @@ from lightconv_mt.data.corpus import read_corpus, read_source
 from lightconv_mt.data.encoded import encode_corpus
 from lightconv_mt.data.lines import decode_line, read_lines
 from lightconv_mt.data.tokenizer import TokenizerPair
+from lightconv_mt.decode.alignment import pharaoh
 from lightconv_mt.decode.translator import Translation, Translator
 from lightconv_mt.errors import ConfigError, DataError
 from lightconv_mt.evaluation import check_scoring, read_test_data, score_all, scores_json
+from lightconv_mt.interactive import at_terminal, prompted_lines
+from lightconv_mt.model.ensemble import Ensemble
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops import resolve_backend
 from lightconv_mt.run_folder import (
@@ -37,6 +41,7 @@ from lightconv_mt.run_folder import (
     lock_run,
     open_run,
     run_tokenizers,
+    same_tokenizers,
 )
 from lightconv_mt.train.checkpoint import (
     CheckpointStore,
@@ -177,17 +182,27 @@ def translate(config: TranslateConfig) -> int:
     translator = load_translator(
         config.run_dir, config.checkpoint, config.runtime, config.max_source_tokens
     )
-    with _input_lines(config.input) as lines, _output(config.output) as output:
+    decode = replace(
+        config.decode, alignments=config.decode.alignments or config.alignments is not None
+    )
+    is_interactive = config.input is None and config.output is None and at_terminal()
+    with (
+        _input_lines(config.input) as lines,
+        _output(config.output) as output,
+        _output(config.alignments) if config.alignments is not None else nullcontext() as links,
+    ):
         found = translator.translate_stream(
-            lines,
-            config.decode,
+            prompted_lines() if is_interactive else lines,
+            decode,
             prefixes=read_lines(config.prefix) if config.prefix is not None else None,
-            chunk_size=config.chunk_lines,
+            chunk_size=1 if is_interactive else config.chunk_lines,
             max_tokens=config.max_tokens,
         )
         for number, translation in enumerate(found, start=1):
             output.write(_format(number, translation, config.nbest_format).encode())
             output.flush()
+            if links is not None:
+                links.write(f"{pharaoh(translation.alignment or ())}\n".encode())
     logger.info("translated: %s", translator.report.text)
     return 0
 
@@ -275,32 +290,43 @@ def build_model(
 
 
 def load_translator(
-    run_dir: str, checkpoint: str, runtime: RuntimeConfig, max_source_tokens: int | None = None
+    run_dir: str | Sequence[str],
+    checkpoint: str,
+    runtime: RuntimeConfig,
+    max_source_tokens: int | None = None,
 ) -> Translator:
-    """Open a run folder for translation.
+    """Open a run folder, or several as an ensemble, for translation.
 
     Args:
-        run_dir: of a training run.
+        run_dir: of a training run, or of several with the same tokenizers.
         checkpoint: auto (average, else best, else last), average, best, last, or a step.
         runtime: where and how precisely to compute.
         max_source_tokens: longer sources are cut; None cuts them as in training, or at 1,024.
 
     Raises:
-        CheckpointError: when there is no such checkpoint or it is damaged.
+        CheckpointError: when there is no such checkpoint, it is damaged, or tokenizers differ.
     """
     device, precision = start_runtime(runtime)
-    config = load_run_config(run_dir)
-    tokenizers = TokenizerPair.load(Path(run_dir), config.tokenizer)
-    model = build_model(config.model, tokenizers, runtime)
-    folder = find_checkpoint(Path(run_dir), checkpoint, config)
-    load_model_tensors(model, load_weights(folder), source=folder)
-    logger.info("model: %s", folder)
+    folders = [Path(each) for each in ([run_dir] if isinstance(run_dir, str) else run_dir)]
+    if not folders:
+        raise ConfigError("run_dir is an empty list; give a run folder, or several")
+    configs = [load_run_config(folder) for folder in folders]
+    tokenizers = same_tokenizers(folders, configs)
+    models = []
+    for folder, config in zip(folders, configs, strict=True):
+        model = build_model(config.model, tokenizers, runtime)
+        weights = find_checkpoint(folder, checkpoint, config)
+        load_model_tensors(model, load_weights(weights), source=weights)
+        logger.info("model: %s", weights)
+        models.append(model.to(device).eval())
+    # An ensemble has all that a translator uses of a model.
+    model = models[0] if len(models) == 1 else cast(Seq2SeqTransformer, Ensemble(models))
     return Translator(
-        model.to(device).eval(),
+        model,
         tokenizers,
         device=device,
         precision=precision,
-        max_source_tokens=max_source_tokens or _source_limit(config),
+        max_source_tokens=max_source_tokens or min(map(_source_limit, configs)),
     )
 
 

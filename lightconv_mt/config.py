@@ -175,10 +175,11 @@ class PrepareConfig:
 class TranslateConfig:
     """`lcmt-translate`: one line of text in, one line of text out."""
 
-    run_dir: str
+    run_dir: list[str]  # several are an ensemble
     input: str | None = None  # None: standard input
     output: str | None = None  # None: standard output
     prefix: str | None = None  # a file: what the output of each line is to begin with
+    alignments: str | None = None  # a file: for each line, which words the output's words come from
     checkpoint: str = "auto"  # auto (average, else best, else last), average, best, last, or a step
     nbest_format: NbestFormat = NbestFormat.text
     max_tokens: int = 4096  # of a batch, padding included
@@ -190,7 +191,8 @@ class TranslateConfig:
     runtime: RuntimeConfig
 
     def __post_init__(self) -> None:
-        _check_run_dir(self.run_dir)
+        for folder in self.run_dir:
+            _check_run_dir(folder)
         _check_checkpoint(self.checkpoint)
         _check_positive(self, "max_tokens", "chunk_lines")
         _check_source_tokens(self)
@@ -198,6 +200,17 @@ class TranslateConfig:
             raise ConfigError(
                 f"decode.nbest is {self.decode.nbest}, but text has one line for each input; "
                 f"set nbest_format=tsv or jsonl"
+            )
+        if self.decode.alignments and not (
+            self.alignments is not None or self.nbest_format is NbestFormat.jsonl
+        ):
+            raise ConfigError(
+                "decode.alignments is true, but nothing would hold them; "
+                "give alignments=FILE or nbest_format=jsonl"
+            )
+        if self.alignments is not None and self.alignments == self.output:
+            raise ConfigError(
+                f"alignments and output are both {self.output}; give alignments another file"
             )
 
 

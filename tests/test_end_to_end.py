@@ -175,7 +175,7 @@ def test_one_line_in_is_one_line_out(configure: Configure, tmp_path: Path) -> No
     lines = (tmp_path / "in").read_bytes().count(b"\n") + 1
     for nbest in (1, 2):
         translation = TranslateConfig(
-            run_dir=config.run_dir,
+            run_dir=[config.run_dir],
             input=str(tmp_path / "in"),
             output=str(tmp_path / "out"),
             nbest_format=assemble.NbestFormat.tsv if nbest > 1 else assemble.NbestFormat.text,
@@ -213,12 +213,34 @@ def test_the_python_interface_translates_and_scores(configure: Configure) -> Non
         Translator.load(config.run_dir, device="gpu")
 
 
+def test_an_ensemble_is_of_runs_with_the_same_tokenizers(configure: Configure) -> None:
+    first = configure("first", steps=2)
+    assemble.train(first)
+    shared = TokenizerConfig(vocab_size=300, src_model=f"{first.run_dir}/tokenizer.model")
+    second = configure("second", steps=2, seed=7, tokenizer=shared)
+    other = configure("other", steps=2, tokenizer=TokenizerConfig(vocab_size=290))
+    for config in (second, other):
+        assemble.train(config)
+    folders = [first.run_dir, second.run_dir]
+    lines = ["ba de", "", "fi go hu"]
+    options = {"beam_size": 3, "nbest": 3, "max_length": 5}
+    found = Translator.load(folders, device="cpu").translate(lines, **options)
+    single = [Translator.load(each, device="cpu").translate(lines, **options) for each in folders]
+    assert found not in single
+    twice = Translator.load(folders[:1] * 2, device="cpu").translate(lines, **options)
+    assert [each.text for each in twice] == [each.text for each in single[0]]
+    with pytest.raises(CheckpointError, match=r"/first and \S*/other have different tokenizers"):
+        Translator.load([*folders, Path(other.run_dir)], device="cpu")
+    with pytest.raises(ConfigError, match="run_dir is an empty list"):
+        Translator.load([])
+
+
 def test_outputs_begin_as_asked(configure: Configure, tmp_path: Path) -> None:
     config = configure(steps=2)
     assemble.train(config)
     (tmp_path / "in").write_text("ba de\nfi\nka le\n")
     translation = TranslateConfig(
-        run_dir=config.run_dir,
+        run_dir=[config.run_dir],
         input=str(tmp_path / "in"),
         output=str(tmp_path / "out"),
         prefix=str(tmp_path / "prefix"),
@@ -397,7 +419,7 @@ def test_a_damaged_run_is_refused(
     damage(Path(config.run_dir))
     (tmp_path / "in").write_text("ba\n")
     translation = TranslateConfig(
-        run_dir=config.run_dir,
+        run_dir=[config.run_dir],
         input=str(tmp_path / "in"),
         output=str(tmp_path / "out"),
         decode=DecodeConfig(),

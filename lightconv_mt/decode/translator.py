@@ -7,21 +7,14 @@ from itertools import islice
 from math import exp
 
 import torch
-from torch import Tensor
 
 from lightconv_mt.data.batching import collate
 from lightconv_mt.data.tokenizer import TokenizerPair
-from lightconv_mt.decode.attention import read_attention
+from lightconv_mt.decode.alignment import Links, pharaoh
 from lightconv_mt.decode.batch_search import BatchSearch, Request, batches_by_length
 from lightconv_mt.decode.config import DecodeConfig
-from lightconv_mt.decode.ranking import (
-    Output,
-    ScoreKind,
-    rank_by_coverage,
-    rank_by_utility,
-    search_config,
-)
-from lightconv_mt.decode.trace import Hypothesis
+from lightconv_mt.decode.finishing import Finisher
+from lightconv_mt.decode.ranking import Output, ScoreKind, search_config
 from lightconv_mt.errors import DataError
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 
@@ -38,18 +31,25 @@ class Translation:
             otherwise; 0 for an empty line.
         nbest: up to decode.nbest (text, score), best first; the first is the above.
         score_kind: what the scores are, and so the order.
+        alignment: links (source word, output word) of the best output, if decode.alignments asks
+            for them; words are counted from 0.
     """
 
     text: str
     score: float
     nbest: tuple[tuple[str, float], ...]
     score_kind: ScoreKind = ScoreKind.log_prob
+    alignment: Links | None = None
 
     @property
     def notes(self) -> dict[str, str]:
-        """What is unusual about it, by name."""
-        usual = self.score_kind is ScoreKind.log_prob
-        return {} if usual else {"score_kind": self.score_kind.value}
+        """What there is besides texts and their log-probabilities, by name."""
+        notes = {}
+        if self.score_kind is not ScoreKind.log_prob:
+            notes["score_kind"] = self.score_kind.value
+        if self.alignment is not None:
+            notes["alignment"] = pharaoh(self.alignment)
+        return notes
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ class Translator:
             device=device,
             precision=precision,
         )
+        self._finisher = Finisher(model, tokenizers, device=device)
 
     def translate(
         self,
@@ -161,7 +162,11 @@ class Translator:
         tokenizer = self.tokenizers.tgt
         begun = tokenizer.encode_batch(list(prefixes)) if prefixes else [[]] * len(lines)
         nothing = Translation(
-            text="", score=0.0, nbest=(("", 0.0),), score_kind=ScoreKind.of(config)
+            text="",
+            score=0.0,
+            nbest=(("", 0.0),),
+            score_kind=ScoreKind.of(config),
+            alignment=() if config.alignments else None,
         )
         results = [nothing] * len(lines)
         found = self._search.search(
@@ -173,12 +178,18 @@ class Translator:
             max_tokens=max_tokens,
             batch_size=batch_size,
         )
+        most = 1 if config.strict else batch_size
         with self._search.inference():
-            for batch in batches_by_length(sources, max_tokens=max_tokens, batch_size=batch_size):
-                some = [found[index] for index in batch]
-                ranked = self._rank(some, [sources[index] for index in batch], config)
+            for batch in batches_by_length(sources, max_tokens=max_tokens, batch_size=most):
+                chosen = [sources[index] for index in batch]
+                ranked = self._finisher.rank([found[index] for index in batch], chosen, config)
                 for index, outputs in zip(batch, ranked, strict=True):
-                    results[index] = self._decode(outputs, results[index])
+                    results[index] = self._decode(outputs, nothing)
+                if config.alignments:
+                    texts = [lines[index] for index in batch]
+                    aligned = self._finisher.align(texts, chosen, ranked, config)
+                    for index, links in zip(batch, aligned, strict=True):
+                        results[index] = replace(results[index], alignment=links)
         return results
 
     def translate_stream(
@@ -266,41 +277,6 @@ class Translator:
                 self.report.truncated += 1
             sources[index] = [*pieces[: limit - 1], tokenizer.ids.eos]
         return sources
-
-    def _rank(
-        self, found: list[list[Hypothesis]], sources: list[list[int]], config: DecodeConfig
-    ) -> list[list[Output]]:
-        """The config.nbest best outputs of each source as text, in the order of its scores."""
-        decode = self.tokenizers.tgt.decode
-        ranked = [
-            [Output(each, decode(list(each.tokens)), each.score) for each in hypotheses]
-            for hypotheses in found
-        ]
-        if config.coverage_penalty:
-            tokens = [[each.tokens for each in hypotheses] for hypotheses in found]
-            attended = self._attention(sources, tokens, config)
-            ranked = [
-                rank_by_coverage(outputs, weights, penalty=config.coverage_penalty)
-                for outputs, weights in zip(ranked, attended, strict=True)
-            ]
-        elif config.mbr is not None:
-            ranked = [rank_by_utility(outputs, config.mbr) for outputs in ranked]
-        return [outputs[: config.nbest] for outputs in ranked]
-
-    def _attention(
-        self,
-        sources: list[list[int]],
-        outputs: Sequence[Sequence[Sequence[int]]],
-        config: DecodeConfig,
-    ) -> list[list[Tensor]]:
-        return read_attention(
-            self.model,
-            self.tokenizers,
-            sources,
-            outputs,
-            layer=config.attention_layer,
-            device=self.device,
-        )
 
     def _decode(self, outputs: list[Output], blank: Translation) -> Translation:
         """Fill in what stands for a line without output."""
