@@ -1,4 +1,4 @@
-"""The only place that wires objects from configurations: train, translate, evaluate."""
+"""Wires objects from configurations: train and translate."""
 
 import copy
 import json
@@ -14,7 +14,6 @@ import torch
 
 from lightconv_mt.config import (
     Device,
-    EvalConfig,
     NbestFormat,
     Precision,
     RuntimeConfig,
@@ -30,7 +29,6 @@ from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.decode.alignment import pharaoh
 from lightconv_mt.decode.translator import Translation, Translator
 from lightconv_mt.errors import ConfigError, DataError
-from lightconv_mt.evaluation import check_scoring, read_test_data, score_all, scores_json
 from lightconv_mt.interactive import at_terminal, prompted_lines
 from lightconv_mt.model.ensemble import Ensemble
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
@@ -207,34 +205,6 @@ def translate(config: TranslateConfig) -> int:
     return 0
 
 
-def evaluate(config: EvalConfig) -> int:
-    """Score a run or existing translations and print a line a metric; returns the exit code."""
-    start_runtime(config.runtime)
-    data = read_test_data(config)
-    check_scoring(config)
-    if config.hyp is not None:
-        hypotheses = list(read_lines(config.hyp))
-    else:
-        assert config.run_dir is not None
-        if data.src is None:
-            raise DataError(
-                "nothing to translate; give src=FILE and ref=FILE, or test_set and langpair"
-            )
-        translator = load_translator(
-            config.run_dir, config.checkpoint, config.runtime, config.max_source_tokens
-        )
-        found = translator.translate(data.src, config.decode, max_tokens=config.max_tokens)
-        hypotheses = [translation.text for translation in found]
-    if config.output is not None:
-        _write_whole(Path(config.output), "".join(f"{line}\n" for line in hypotheses))
-    scores = score_all(config, hypotheses, data)
-    if config.json is not None:
-        _write_whole(Path(config.json), scores_json(scores))
-    for each in scores:
-        sys.stdout.write(f"{each.text}\n")
-    return 0
-
-
 def start_runtime(config: RuntimeConfig) -> tuple[torch.device, torch.dtype]:
     """Set threads and memory behaviour; the device and precision to compute with.
 
@@ -395,11 +365,6 @@ def _output(path: str | None) -> Iterator[BinaryIO]:
         raise DataError(f"cannot write {target}: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    with _output(str(path)) as file:
-        file.write(text.encode())
 
 
 def _format(number: int, translation: Translation, kind: NbestFormat) -> str:
