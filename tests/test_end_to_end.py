@@ -159,7 +159,7 @@ def test_a_toy_language_is_learned(
         if len(found.text.split()) == len(line.split())
     ]
     right = sum(source == count - 1 - target for source, target, count in links)
-    assert right > 0.8 * len(links) > 80
+    assert right > 0.7 * len(links) > 70
     # The run says in its own files what it measured.
     metrics = [
         json.loads(line)
