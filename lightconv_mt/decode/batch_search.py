@@ -74,12 +74,12 @@ class BatchSearch:
         self.device, self.precision = device, precision or torch.float32
         self._native: tuple[list[tuple[int, int]], NativeDecoder | JointDecoder] | None = None
         reason = self._not_native()
-        if reason is None:
-            logger.debug("the decoder's steps run in C++, %s", self.precision)
-        elif self.precision is torch.int8:
+        if reason is not None and self.precision is torch.int8:
             raise ConfigError(
                 f"runtime.precision=int8 is of the C++ decoder, but {reason}; set fp32 or bf16"
             )
+        if reason is not None and model.backend is Backend.native:
+            logger.info("plain torch makes the decoder's steps, not C++: %s", reason)
 
     def search(
         self,
