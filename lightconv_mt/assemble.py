@@ -380,5 +380,6 @@ def _format(number: int, translation: Translation, kind: NbestFormat) -> str:
         return f"{translation.text}\n"
     if kind is NbestFormat.jsonl:
         nbest = [{"text": text, "score": points} for text, points in translation.nbest]
-        return json.dumps({"line": number, "nbest": nbest}, ensure_ascii=False) + "\n"
+        found = {"line": number, "nbest": nbest, **translation.notes}
+        return json.dumps(found, ensure_ascii=False) + "\n"
     return "".join(f"{number}\t{points:.6f}\t{text}\n" for text, points in translation.nbest)

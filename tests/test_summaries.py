@@ -91,7 +91,7 @@ def test_lengths_are_kept_and_no_trigram_comes_twice(
         outputs.extend(best.tokens[:-1] for best, *_ in found)
         return found
 
-    monkeypatch.setattr("lightconv_mt.decode.translator.beam_search", search)
+    monkeypatch.setattr("lightconv_mt.decode.batch_search.beam_search", search)
     twice = []
     for size in (decode.no_repeat_ngram_size, 0):
         outputs.clear()

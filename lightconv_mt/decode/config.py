@@ -17,6 +17,13 @@ class LengthNormalization(Enum):
     none = "none"
 
 
+class Utility(Enum):
+    """How alike two outputs are, by SacreBLEU's score of one sentence, 0 to 100."""
+
+    chrf = "chrf"
+    bleu = "bleu"
+
+
 @dataclass(kw_only=True)
 class DecodeConfig:
     """How to search; lengths count target tokens before EOS.
@@ -45,6 +52,17 @@ class DecodeConfig:
         strict: each sentence is computed alone, so that no bit depends on the others; slower.
         early_stop: a sentence is done once beam_size hypotheses have ended (fairseq's rule).
             False goes on until no live one can beat the worst of the beam_size best.
+        beam_groups: beams of beam_size / beam_groups hypotheses each, that are to differ from each
+            other (diverse beam search, Vijayakumar et al., 2016); 1 is plain beam search.
+        diversity: taken from a token's log-probability for each hypothesis of an earlier group that
+            has it at the same place, if there are several groups.
+        coverage_penalty: beta of Wu et al. (2016), equation 14: what is added to the score of a
+            finished output for source tokens that it does not attend to; 0 is off.
+        mbr: of beam_size samples, take the one that is most like the others by this measure
+            (minimum Bayes risk); the score is its mean, 0 to 100. None is off.
+        alignments: tell which word of the source each word of the output attends to most.
+        attention_layer: decoder layer, from 1, that coverage and alignments look at; None is the
+            last but one, which aligns best (Garg et al., 2019), or the only one.
     """
 
     beam_size: int = 5
@@ -67,6 +85,12 @@ class DecodeConfig:
     seed: int = 1
     strict: bool = False
     early_stop: bool = True
+    beam_groups: int = 1
+    diversity: float = 0.5
+    coverage_penalty: float = 0.0
+    mbr: Utility | None = None
+    alignments: bool = False
+    attention_layer: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.beam_size <= MAX_BEAM_SIZE:
@@ -82,6 +106,8 @@ class DecodeConfig:
             "min_length",
             "no_repeat_ngram_size",
             "top_k",
+            "diversity",
+            "coverage_penalty",
         ):
             if not 0 <= getattr(self, key) < inf:
                 raise ConfigError(f"decode.{key} is {getattr(self, key)}; give 0 or more")
@@ -98,6 +124,42 @@ class DecodeConfig:
             raise ConfigError(
                 f"decode.max_length is {self.max_length}, below decode.min_length, which is "
                 f"{self.min_length}; lower decode.min_length or raise decode.max_length"
+            )
+        self._check_groups()
+        self._check_choice()
+
+    def _check_groups(self) -> None:
+        groups = self.beam_groups
+        if groups < 1 or self.beam_size % groups:
+            raise ConfigError(
+                f"decode.beam_groups is {groups}; give a divisor of decode.beam_size, which is "
+                f"{self.beam_size}"
+            )
+        if groups > 1 and self.sampling:
+            raise ConfigError(
+                f"decode.beam_groups is {groups}, but samples have no groups; "
+                f"set decode.sampling=false or decode.beam_groups=1"
+            )
+
+    def _check_choice(self) -> None:
+        if self.attention_layer is not None and self.attention_layer < 1:
+            raise ConfigError(
+                f"decode.attention_layer is {self.attention_layer}; give 1 or more, or null"
+            )
+        if self.mbr is None:
+            return
+        if not self.sampling:
+            raise ConfigError(
+                f"decode.mbr={self.mbr.name} chooses among samples; set decode.sampling=true"
+            )
+        if self.beam_size < 2:
+            raise ConfigError(
+                f"decode.mbr={self.mbr.name} compares samples, but decode.beam_size is 1; "
+                f"give the number of samples, such as decode.beam_size=16"
+            )
+        if self.coverage_penalty:
+            raise ConfigError(
+                "decode.mbr and decode.coverage_penalty both order the outputs; set one of them"
             )
 
     def length_limit(self, src_length: int) -> int:

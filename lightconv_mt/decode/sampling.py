@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from math import inf
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,42 +43,44 @@ def sample(
         For each sentence up to config.nbest hypotheses, best first.
     """
     device, beam = src_lengths.device, config.beam_size
-    constraints = Constraints.build(src_lengths, config, ids, prefixes)
-    sentences = torch.arange(len(src_lengths), device=device)
-    tokens = torch.full((len(src_lengths) * beam,), ids.bos, device=device)
-    history = tokens.new_empty(len(tokens), 0)
-    totals = torch.zeros((len(src_lengths), beam), dtype=torch.float64, device=device)
-    over = torch.zeros_like(totals, dtype=torch.bool)
-    own = torch.arange(beam, device=device).expand_as(totals)
+    constraints = Constraints.build(src_lengths.tolist(), config, ids, prefixes)
     trace = Trace()
+    sentences = trace.enter(len(src_lengths))
+    tokens = torch.full((len(src_lengths) * beam,), ids.bos, device=device)
+    history = np.zeros((len(tokens), 0), np.int64)
+    totals = np.zeros((len(src_lengths), beam))
+    over = np.zeros(totals.shape, np.bool_)
+    own = np.broadcast_to(np.arange(beam), totals.shape)
     position = 0
     while len(sentences):
         logits, state = step(tokens[:, None], state)
         dtype = torch.promote_types(logits.dtype, torch.float32)
         logp = logits[:, -1].log_softmax(-1, dtype=dtype)
-        logp = constraints.apply(logp, position, history)
+        logp = constraints.apply(logp, np.full(len(sentences), position), history)
         logp.nan_to_num_(nan=-inf, neginf=-inf)
         tokens = draw(logp, _uniform(config.seed, lines, beam, position), config)
-        totals = totals + logp.gather(1, tokens[:, None]).view_as(totals)
-        ended = (tokens == ids.eos).view_as(over) & (totals > -inf)
-        trace.end(position, ended & ~over, sentences, own[: len(sentences)], totals)
+        gained = logp.gather(1, tokens[:, None]).double().cpu().numpy()
+        words = tokens.cpu().numpy()
+        totals = totals + gained.reshape(totals.shape)
+        ended = (words == ids.eos).reshape(over.shape) & (totals > -inf)
+        trace.end(ended & ~over, sentences, own[: len(sentences)], totals)
         over = over | ended | (totals == -inf)
-        rows = torch.arange(len(tokens), device=device)
+        rows = np.arange(len(words))
         done = over.all(1)
-        if bool(done.any()):
-            kept = (~done).nonzero().squeeze(1)
+        if done.any():
+            (kept,) = (~done).nonzero()
             constraints = constraints.keep(kept)
-            sentences, lines, totals, over = (
-                held[kept] for held in (sentences, lines, totals, over)
-            )
-            rows = rows.view(-1, beam)[kept].flatten()
-            state = state.reorder(rows).keep(kept)
-            tokens = tokens[rows]
+            sentences, totals, over = sentences[kept], totals[kept], over[kept]
+            rows = rows.reshape(-1, beam)[kept].ravel()
+            words = words[rows]
+            staying, left = torch.from_numpy(kept).to(device), torch.from_numpy(rows).to(device)
+            state = state.reorder(left).keep(staying)
+            lines, tokens = lines[staying], tokens[left]
         if config.no_repeat_ngram_size:
-            history = torch.cat([history[rows], tokens[:, None]], 1)
-        trace.extend(rows, tokens, totals)
+            history = np.concatenate([history[rows], words[:, None]], 1)
+        trace.extend(rows, words, totals)
         position += 1
-    return trace.hypotheses(len(src_lengths), ids.eos, config)
+    return trace.hypotheses(ids.eos, config)
 
 
 def draw(logp: Tensor, uniform: Tensor, config: DecodeConfig) -> Tensor:

@@ -2,8 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from math import exp
 
@@ -12,9 +11,16 @@ from torch import Tensor
 
 from lightconv_mt.data.batching import collate
 from lightconv_mt.data.tokenizer import TokenizerPair
-from lightconv_mt.decode.beam_search import beam_search
+from lightconv_mt.decode.attention import read_attention
+from lightconv_mt.decode.batch_search import BatchSearch, Request, batches_by_length
 from lightconv_mt.decode.config import DecodeConfig
-from lightconv_mt.decode.sampling import sample
+from lightconv_mt.decode.ranking import (
+    Output,
+    ScoreKind,
+    rank_by_coverage,
+    rank_by_utility,
+    search_config,
+)
 from lightconv_mt.decode.trace import Hypothesis
 from lightconv_mt.errors import DataError
 from lightconv_mt.model.transformer import Seq2SeqTransformer
@@ -28,13 +34,22 @@ class Translation:
 
     Attributes:
         text: the best output, without line breaks; empty for an empty line.
-        score: its length-normalised log-probability (natural logarithm); 0 for an empty line.
+        score: its length-normalised log-probability (natural logarithm), unless score_kind says
+            otherwise; 0 for an empty line.
         nbest: up to decode.nbest (text, score), best first; the first is the above.
+        score_kind: what the scores are, and so the order.
     """
 
     text: str
     score: float
     nbest: tuple[tuple[str, float], ...]
+    score_kind: ScoreKind = ScoreKind.log_prob
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What is unusual about it, by name."""
+        usual = self.score_kind is ScoreKind.log_prob
+        return {} if usual else {"score_kind": self.score_kind.value}
 
 
 @dataclass(frozen=True)
@@ -103,7 +118,7 @@ class Translator:
             model: put into evaluation mode while it translates, and back.
             tokenizers: those it was trained with.
             device: where it computes.
-            precision: of autocast, such as torch.bfloat16; None or float32 is off.
+            precision: as `BatchSearch`.
             max_source_tokens: longer sources are cut to this many tokens, EOS included.
         """
         assert max_source_tokens > 1, max_source_tokens
@@ -111,6 +126,13 @@ class Translator:
         self.device, self.precision = device, precision
         self.max_source_tokens = max_source_tokens
         self.report = TranslationReport()
+        self._search = BatchSearch(
+            model,
+            src_ids=tokenizers.src.ids,
+            tgt_ids=tokenizers.tgt.ids,
+            device=device,
+            precision=precision,
+        )
 
     def translate(
         self,
@@ -138,18 +160,25 @@ class Translator:
         sources = self._encode(lines)
         tokenizer = self.tokenizers.tgt
         begun = tokenizer.encode_batch(list(prefixes)) if prefixes else [[]] * len(lines)
-        results = [Translation(text="", score=0.0, nbest=(("", 0.0),))] * len(lines)
-        with self._inference():
-            most = 1 if config.strict else batch_size
-            for batch in batches_by_length(sources, max_tokens=max_tokens, batch_size=most):
-                found = self._search(
-                    [sources[index] for index in batch],
-                    config,
-                    lines=[number + index for index in batch],
-                    prefixes=[begun[index] for index in batch],
-                )
-                for index, hypotheses in zip(batch, found, strict=True):
-                    results[index] = self._decode(hypotheses)
+        nothing = Translation(
+            text="", score=0.0, nbest=(("", 0.0),), score_kind=ScoreKind.of(config)
+        )
+        results = [nothing] * len(lines)
+        found = self._search.search(
+            [
+                Request(source, number + index, prefix)
+                for index, (source, prefix) in enumerate(zip(sources, begun, strict=True))
+            ],
+            search_config(config),
+            max_tokens=max_tokens,
+            batch_size=batch_size,
+        )
+        with self._search.inference():
+            for batch in batches_by_length(sources, max_tokens=max_tokens, batch_size=batch_size):
+                some = [found[index] for index in batch]
+                ranked = self._rank(some, [sources[index] for index in batch], config)
+                for index, outputs in zip(batch, ranked, strict=True):
+                    results[index] = self._decode(outputs, results[index])
         return results
 
     def translate_stream(
@@ -199,7 +228,7 @@ class Translator:
         sources = [source or [src_ids.eos] for source in self._encode(lines)]
         outputs = [[*each, tgt_ids.eos] for each in self.tokenizers.tgt.encode_batch(list(targets))]
         found = [TargetScore(0.0, 0)] * len(sources)
-        with self._inference():
+        with self._search.inference():
             for places in batches_by_length(sources, max_tokens=max_tokens, batch_size=64):
                 pairs = [(sources[place], outputs[place]) for place in places]
                 batch = collate(pairs, src_ids, tgt_ids).to(self.device)
@@ -238,89 +267,48 @@ class Translator:
             sources[index] = [*pieces[: limit - 1], tokenizer.ids.eos]
         return sources
 
-    def _search(
+    def _rank(
+        self, found: list[list[Hypothesis]], sources: list[list[int]], config: DecodeConfig
+    ) -> list[list[Output]]:
+        """The config.nbest best outputs of each source as text, in the order of its scores."""
+        decode = self.tokenizers.tgt.decode
+        ranked = [
+            [Output(each, decode(list(each.tokens)), each.score) for each in hypotheses]
+            for hypotheses in found
+        ]
+        if config.coverage_penalty:
+            tokens = [[each.tokens for each in hypotheses] for hypotheses in found]
+            attended = self._attention(sources, tokens, config)
+            ranked = [
+                rank_by_coverage(outputs, weights, penalty=config.coverage_penalty)
+                for outputs, weights in zip(ranked, attended, strict=True)
+            ]
+        elif config.mbr is not None:
+            ranked = [rank_by_utility(outputs, config.mbr) for outputs in ranked]
+        return [outputs[: config.nbest] for outputs in ranked]
+
+    def _attention(
         self,
         sources: list[list[int]],
+        outputs: Sequence[Sequence[Sequence[int]]],
         config: DecodeConfig,
-        *,
-        lines: list[int],
-        prefixes: list[list[int]],
-    ) -> list[list[Hypothesis]]:
-        src, src_mask = self._padded(sources)
-        memory = self.model.encode(src, src_mask)
-        step, state = self.model.decode_step, self.model.start(memory, src_mask, config.beam_size)
-        src_lengths, ids = src_mask.sum(1), self.tokenizers.tgt.ids
-        if not config.sampling:
-            return beam_search(
-                step,
-                state,
-                src_lengths=src_lengths,
-                ids=ids,
-                config=config,
-                prefixes=prefixes,
-                backend=self.model.backend,
-            )
-        return sample(
-            step,
-            state,
-            src_lengths=src_lengths,
-            lines=torch.tensor(lines, device=self.device),
-            ids=ids,
-            config=config,
-            prefixes=prefixes,
+    ) -> list[list[Tensor]]:
+        return read_attention(
+            self.model,
+            self.tokenizers,
+            sources,
+            outputs,
+            layer=config.attention_layer,
+            device=self.device,
         )
 
-    def _decode(self, hypotheses: list[Hypothesis]) -> Translation:
-        if not hypotheses:
+    def _decode(self, outputs: list[Output], blank: Translation) -> Translation:
+        """Fill in what stands for a line without output."""
+        if not outputs:
             self.report.failed += 1
-            return Translation(text="", score=float("-inf"), nbest=(("", float("-inf")),))
-        texts = [self.tokenizers.tgt.decode(list(found.tokens)) for found in hypotheses]
-        lines = [text.replace("\r", " ").replace("\n", " ") for text in texts]
-        self.report.line_breaks += lines[0] != texts[0]
-        scores = [found.score for found in hypotheses]
+            return replace(blank, score=float("-inf"), nbest=(("", float("-inf")),))
+        lines = [found.text.replace("\r", " ").replace("\n", " ") for found in outputs]
+        self.report.line_breaks += lines[0] != outputs[0].text
+        scores = [found.score for found in outputs]
         nbest = tuple(zip(lines, scores, strict=True))
-        return Translation(text=lines[0], score=scores[0], nbest=nbest)
-
-    def _padded(self, sources: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Ids (B, S) padded on the right and their mask (B, S)."""
-        pad, width = self.tokenizers.src.ids.pad, max(map(len, sources))
-        src = torch.tensor([[*ids, *[pad] * (width - len(ids))] for ids in sources])
-        lengths = torch.tensor([len(ids) for ids in sources])
-        mask = torch.arange(width) < lengths[:, None]
-        return src.to(self.device), mask.to(self.device)
-
-    @contextmanager
-    def _inference(self) -> Iterator[None]:
-        lowers = self.precision not in (None, torch.float32)
-        training = self.model.training
-        self.model.eval()
-        try:
-            with (
-                torch.inference_mode(),
-                torch.autocast(self.device.type, dtype=self.precision, enabled=lowers),
-            ):
-                yield
-        finally:
-            self.model.train(training)
-
-
-def batches_by_length(
-    sources: Sequence[Sequence[int]], *, max_tokens: int, batch_size: int
-) -> Iterator[list[int]]:
-    """Indices of the sources that are not empty, alike in length, the longest first.
-
-    Args:
-        sources: token ids of each line.
-        max_tokens: of a batch, padding included; a longer source stands alone.
-        batch_size: sources of a batch, at most.
-    """
-    order = sorted(
-        (index for index, source in enumerate(sources) if source),
-        key=lambda index: (-len(sources[index]), index),
-    )
-    start = 0
-    while start < len(order):
-        width = len(sources[order[start]])
-        end = start + max(1, min(batch_size, max_tokens // width))
-        yield order[start:end]
-        start = end
+        return replace(blank, text=lines[0], score=scores[0], nbest=nbest)

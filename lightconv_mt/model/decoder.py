@@ -75,6 +75,13 @@ class DecoderLayer(nn.Module):
         y, state = self.mixer.step(self.mixer_sublayer.enter(x), state)
         return self._read_source(self.mixer_sublayer.leave(x, y), source, src_mask), state
 
+    def source_weights(self, x: Tensor, mask: Tensor, memory: Tensor, src_mask: Tensor) -> Tensor:
+        """Source attention probabilities (B, H, T, S); arguments as `forward`."""
+        y = self.mixer(self.mixer_sublayer.enter(x), mask)
+        key, _ = self.source_attention.project(memory)
+        x = self.source_sublayer.enter(self.mixer_sublayer.leave(x, y))
+        return self.source_attention.weights(x, key, src_mask)
+
     def _read_source(self, x: Tensor, source: SourceKeys, src_mask: Tensor) -> Tensor:
         y = self.source_attention(self.source_sublayer.enter(x), *source, src_mask)
         x = self.source_sublayer.leave(x, y)
@@ -106,6 +113,15 @@ class Decoder(nn.Module):
         for layer in self._layers():
             x = layer(x, mask, memory, src_mask)
         return self.norm(x)
+
+    def source_weights(
+        self, x: Tensor, mask: Tensor, memory: Tensor, src_mask: Tensor, *, layer: int
+    ) -> Tensor:
+        """Source attention probabilities (B, H, T, S) of a layer, from 0; others as `forward`."""
+        layers = list(self._layers())
+        for below in layers[:layer]:
+            x = below(x, mask, memory, src_mask)
+        return layers[layer].source_weights(x, mask, memory, src_mask)
 
     def start(self, memory: Tensor, src_mask: Tensor, beam_size: int) -> DecoderState:
         """State before the first token, for beam_size rows a sentence; arguments as `forward`."""

@@ -94,7 +94,7 @@ class SourceAttention(nn.Module):
         return self.output_projection(merge_heads(mixed).view(x.shape))
 
     def weights(self, x: Tensor, key: Tensor, src_mask: Tensor) -> Tensor:
-        """Attention probabilities (B, H, beam x T, S), for pictures; arguments as `forward`."""
+        """Attention probabilities (B, H, beam x T, S), float32; arguments as `forward`."""
         scores = self._queries(x, key) @ key.transpose(-1, -2) * key.shape[-1] ** -0.5
         return (
             scores.float().masked_fill(~src_mask[:, None, None, :], float("-inf")).softmax(dim=-1)

@@ -226,6 +226,41 @@ class Seq2SeqTransformer(nn.Module):
         hidden, state = self.decoder.step(self.tgt_embedding(tokens, positions), state)
         return self.project(hidden), state
 
+    def source_attention(
+        self,
+        memory: Tensor,
+        src_mask: Tensor,
+        tgt_in: Tensor,
+        tgt_mask: Tensor,
+        *,
+        layer: int | None = None,
+    ) -> Tensor:
+        """Where each step of decoding a given target looks in the source: the mean over the heads.
+
+        Args:
+            memory: (B, S, C) the encoded source.
+            src_mask: (B, S) bool.
+            tgt_in: (B, T) int64, begins with BOS, padded on the right.
+            tgt_mask: (B, T) bool.
+            layer: of the decoder, from 1; None is the last but one, or the only one.
+
+        Returns:
+            (B, T, S) float32; row t is of the step that predicts token t of the target.
+
+        Raises:
+            ConfigError: when there is no such layer.
+        """
+        count = len(self.decoder.layers)
+        chosen = max(1, count - 1) if layer is None else layer
+        if chosen > count:
+            raise ConfigError(
+                f"decode.attention_layer is {chosen}, but the decoder has {count} layers; "
+                f"give 1 to {count}, or null"
+            )
+        x = self.tgt_embedding(tgt_in, token_positions(tgt_mask))
+        weights = self.decoder.source_weights(x, tgt_mask, memory, src_mask, layer=chosen - 1)
+        return weights.mean(1)
+
 
 def _encoder_layer(config: ModelConfig, layer: int, backend: Backend) -> EncoderLayer:
     slot = MixerSlot(

@@ -9,7 +9,8 @@ from torch import Tensor
 from lightconv_mt.ops.dispatch import Backend
 from lightconv_mt.ops.native import KERNEL_TYPES, load_library
 
-_CALL = struct.Struct("=3Q5q")  # `Call` of csrc/best_tokens.cpp
+_CALL = struct.Struct("=3Q5q")  # `Call` and `RankCall` of csrc/best_tokens.cpp
+_RANK_CALL = struct.Struct("=6Q6q")
 # Candidates that `topk` is asked for beyond those needed: equal values at the cut are then nearly
 # always all among them, and a full sort is not needed to break the tie.
 SPARE_CANDIDATES = 8
@@ -52,6 +53,31 @@ def best_tokens(logits: Tensor, k: int, *, backend: Backend) -> tuple[Tensor, Te
     ids = torch.empty(len(logits), k, dtype=torch.int64)
     _call("lcmt_best_tokens", logits, values, ids)
     return values, ids
+
+
+def best_continuations(
+    logits: Tensor, partition: Tensor, totals: Tensor, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The C++ form of `decode.candidates.rank_continuations`, which defines it."""
+    batch, beam = totals.shape
+    k = min(k, beam * min(k, logits.shape[1]))
+    logits, totals = logits.contiguous(), totals.contiguous()
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    partition = partition.to(wide).contiguous()
+    scores = torch.empty(batch, k, dtype=torch.float64)
+    rows, words = torch.empty(2, batch, k, dtype=torch.int64)
+    call = _RANK_CALL.pack(
+        *(tensor.data_ptr() for tensor in (logits, partition, totals, scores, rows, words)),
+        batch,
+        beam,
+        logits.shape[1],
+        k,
+        torch.get_num_threads(),
+        KERNEL_TYPES[logits.dtype],
+    )
+    if load_library().lcmt_best_continuations(call):
+        raise TypeError(f"lcmt_best_continuations: no kernel for {logits.dtype}")
+    return scores, rows, words
 
 
 def _torch(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_rules import allowed, check, divided
 from table_model import IDS, TableModel, TableState
 from torch import Tensor
 
@@ -34,37 +35,6 @@ def search(
         ids=IDS,
         config=config,
     )
-
-
-def allowed(
-    model: TableModel, sentence: int, prefix: tuple[int, ...], config: DecodeConfig, limit: int
-) -> list[float]:
-    """Log-probabilities after a prefix, with the penalties and bans of the config."""
-    logp = list(model.logp(sentence, prefix))
-    logp[IDS.pad] = -inf
-    logp[IDS.unk] -= config.unk_penalty
-    if len(prefix) >= limit:
-        logp = [value if token == IDS.eos else -inf for token, value in enumerate(logp)]
-    elif len(prefix) < config.min_length:
-        logp[IDS.eos] = -inf
-    size = config.no_repeat_ngram_size
-    if size:
-        seen = {prefix[i : i + size] for i in range(len(prefix) - size + 1)}
-        for token in range(len(logp)):
-            if (*prefix, token)[-size:] in seen:
-                logp[token] = -inf
-    return logp
-
-
-def divided(total: float, length: int, config: DecodeConfig) -> float:
-    alpha = config.length_penalty
-    match config.length_normalization:
-        case LengthNormalization.mean:
-            return total / length**alpha
-        case LengthNormalization.gnmt:
-            return total / ((5 + length) / 6) ** alpha
-        case LengthNormalization.none:
-            return total
 
 
 def every_output(
@@ -110,14 +80,6 @@ def plain_search(
         if config.early_stop and len(ended) == beam:
             break
     return sorted(ended, key=lambda item: -item[0])[:beam]
-
-
-def check(
-    found: list[Hypothesis], expected: list[tuple[float, tuple[int, ...]]], nbest: int
-) -> None:
-    assert [hypothesis.tokens for hypothesis in found] == [item[1] for item in expected[:nbest]]
-    for hypothesis, (score, _) in zip(found, expected, strict=False):
-        assert isclose(hypothesis.score, score, abs_tol=1e-9)
 
 
 configs = st.builds(

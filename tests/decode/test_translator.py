@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightconv_mt.data.tokenizer_base import SpecialIds
+from lightconv_mt.decode.batch_search import batches_by_length
 from lightconv_mt.decode.config import DecodeConfig
-from lightconv_mt.decode.translator import Translator, batches_by_length
+from lightconv_mt.decode.translator import Translator
 from lightconv_mt.mixers.lightconv import LightConvConfig
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
 from lightconv_mt.ops import Backend

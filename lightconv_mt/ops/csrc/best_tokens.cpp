@@ -16,12 +16,11 @@ struct Call {
 };
 
 template <class Work>
-void for_each_row(const Call& call, const Work& work) {
+void for_each_row(i64 rows, [[maybe_unused]] i64 threads, const Work& work) {
 #ifdef _OPENMP
-  const int threads = int(std::max<i64>(1, std::min(call.threads, call.rows)));
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(int(std::max<i64>(1, std::min(threads, rows))))
 #endif
-  for (i64 row = 0; row < call.rows; ++row) work(row);
+  for (i64 row = 0; row < rows; ++row) work(row);
 }
 
 template <class S>
@@ -29,7 +28,7 @@ void log_partition(const Call& call) {
   using A = typename Accumulator<S>::type;
   constexpr int W = Lanes<A>::count;
   const A lowest = -std::numeric_limits<A>::infinity(), log2e = A(1.4426950408889634);
-  for_each_row(call, [&](i64 row) {
+  for_each_row(call.rows, call.threads, [&](i64 row) {
     const S* logits = static_cast<const S*>(call.logits) + row * call.vocab;
     auto at = [&](i64 place) {
       const i64 left = call.vocab - place;
@@ -59,40 +58,88 @@ inline bool any(Mask mask) {
   return all != 0;
 }
 
+// The `count` largest of a row, equal ones by id.
+template <class S, class A>
+void best_of_row(const S* logits, i64 vocab, i64 count, A* values, i64* ids) {
+  constexpr i64 W = Lanes<A>::count, block = 4 * W;
+  const A lowest = -std::numeric_limits<A>::infinity();
+  i64 found = 0;
+  // Ids come in order, so an equal value found later stands behind.
+  auto offer = [&](i64 id) {
+    const A value = widen(logits[id]);
+    if (!(value > lowest) || (found == count && !(value > values[found - 1]))) return;
+    i64 place = found < count ? found++ : found - 1;
+    for (; place && value > values[place - 1]; --place) {
+      values[place] = values[place - 1];
+      ids[place] = ids[place - 1];
+    }
+    values[place] = value, ids[place] = id;
+  };
+  i64 at = 0;
+  for (; at < vocab && found < count; ++at) offer(at);
+  for (; at + block <= vocab; at += block) {
+    Vec<A> tops = Vec<A>{} + lowest;  // NaN never becomes larger
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) tops = larger(load(logits + at + v * W), tops);
+    if (any(tops > values[found - 1]))
+      for (i64 id = at; id < at + block; ++id) offer(id);
+  }
+  for (; at < vocab; ++at) offer(at);
+  // Too few are possible: any others follow, the first ones that are not there.
+  for (i64 id = 0; found < count; ++id)
+    if (!(widen(logits[id]) > lowest)) values[found] = lowest, ids[found++] = id;
+}
+
 template <class S>
 void best_tokens(const Call& call) {
   using A = typename Accumulator<S>::type;
-  constexpr i64 W = Lanes<A>::count, block = 4 * W;
-  const A lowest = -std::numeric_limits<A>::infinity();
-  for_each_row(call, [&](i64 row) {
-    const S* logits = static_cast<const S*>(call.logits) + row * call.vocab;
-    A* values = static_cast<A*>(call.values) + row * call.count;
-    i64* ids = call.ids + row * call.count;
-    i64 found = 0;
-    // Ids come in order, so an equal value found later stands behind.
-    auto offer = [&](i64 id) {
-      const A value = widen(logits[id]);
-      if (!(value > lowest) || (found == call.count && !(value > values[found - 1]))) return;
-      i64 place = found < call.count ? found++ : found - 1;
-      for (; place && value > values[place - 1]; --place) {
-        values[place] = values[place - 1];
-        ids[place] = ids[place - 1];
+  for_each_row(call.rows, call.threads, [&](i64 row) {
+    best_of_row(static_cast<const S*>(call.logits) + row * call.vocab, call.vocab, call.count,
+                static_cast<A*>(call.values) + row * call.count, call.ids + row * call.count);
+  });
+}
+
+// One call of `rank_continuations` in decode/candidates.py.
+struct RankCall {
+  const void *logits, *partition;  // (batch x beam, vocab), (batch x beam)
+  const double* totals;            // (batch, beam)
+  double* scores;                  // (batch, count), as rows and words
+  i64 *rows, *words;
+  i64 batch, beam, vocab, count, threads, type;
+};
+
+template <class S>
+void best_continuations(const RankCall& call) {
+  using A = typename Accumulator<S>::type;
+  struct Continuation {
+    double score;
+    i64 row, word;
+  };
+  const i64 each = std::min(call.count, call.vocab);
+  for_each_row(call.batch, call.threads, [&](i64 sentence) {
+    std::vector<A> values(each);
+    std::vector<i64> ids(each);
+    std::vector<Continuation> found(call.beam * each);
+    for (i64 row = 0; row < call.beam; ++row) {
+      const i64 at = sentence * call.beam + row;
+      best_of_row(static_cast<const S*>(call.logits) + at * call.vocab, call.vocab, each,
+                  values.data(), ids.data());
+      const A partition = static_cast<const A*>(call.partition)[at];
+      for (i64 n = 0; n < each; ++n) {
+        const double score = double(values[n] - partition) + call.totals[at];
+        found[row * each + n] = {score == score ? score : -std::numeric_limits<double>::infinity(),
+                                 row, ids[n]};
       }
-      values[place] = value, ids[place] = id;
-    };
-    i64 at = 0;
-    for (; at < call.vocab && found < call.count; ++at) offer(at);
-    for (; at + block <= call.vocab; at += block) {
-      Vec<A> tops = Vec<A>{} + lowest;  // NaN never becomes larger
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) tops = larger(load(logits + at + v * W), tops);
-      if (any(tops > values[found - 1]))
-        for (i64 id = at; id < at + block; ++id) offer(id);
     }
-    for (; at < call.vocab; ++at) offer(at);
-    // Too few are possible: any others follow, the first ones that are not there.
-    for (i64 id = 0; found < call.count; ++id)
-      if (!(widen(logits[id]) > lowest)) values[found] = lowest, ids[found++] = id;
+    std::partial_sort(found.begin(), found.begin() + call.count, found.end(),
+                      [](const Continuation& a, const Continuation& b) {
+                        if (a.score != b.score) return a.score > b.score;
+                        return a.word != b.word ? a.word < b.word : a.row < b.row;
+                      });
+    for (i64 n = 0; n < call.count; ++n) {
+      const i64 at = sentence * call.count + n;
+      call.scores[at] = found[n].score, call.rows[at] = found[n].row, call.words[at] = found[n].word;
+    }
   });
 }
 
@@ -112,6 +159,9 @@ int by_type(i64 type, const Work& work) {
 extern "C" {
 int lcmt_log_partition(const Call* call) {
   return by_type(call->type, [&](auto element) { log_partition<decltype(element)>(*call); });
+}
+int lcmt_best_continuations(const RankCall* call) {
+  return by_type(call->type, [&](auto element) { best_continuations<decltype(element)>(*call); });
 }
 int lcmt_best_tokens(const Call* call) {
   return by_type(call->type, [&](auto element) { best_tokens<decltype(element)>(*call); });

@@ -1,0 +1,107 @@
+"""Which finished output is given out first: by log-probability, coverage or likeness to others."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from lightconv_mt.decode.attention import coverage
+from lightconv_mt.decode.config import DecodeConfig, Utility
+from lightconv_mt.decode.trace import Hypothesis
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.base import Metric
+
+
+class ScoreKind(Enum):
+    """What a score is: log-probability over the length penalty, that plus coverage, or utility."""
+
+    log_prob = "log_prob"
+    coverage = "coverage"
+    utility = "utility"
+
+    @classmethod
+    def of(cls, config: DecodeConfig) -> "ScoreKind":
+        """Which one orders the outputs."""
+        if config.mbr is not None:
+            return cls.utility
+        return cls.coverage if config.coverage_penalty else cls.log_prob
+
+
+@dataclass(frozen=True)
+class Output:
+    """A finished hypothesis as text.
+
+    Attributes:
+        hypothesis: its tokens and their log-probabilities.
+        text: what they say.
+        score: orders the outputs of a sentence; see `ScoreKind`.
+    """
+
+    hypothesis: Hypothesis
+    text: str
+    score: float
+
+
+def search_config(config: DecodeConfig) -> DecodeConfig:
+    """The search that finds all of the hypotheses that are put in order afterwards."""
+    if ScoreKind.of(config) is ScoreKind.log_prob:
+        return config
+    return replace(config, nbest=config.beam_size)
+
+
+def rank_by_coverage(
+    outputs: Sequence[Output], weights: Sequence[Tensor], *, penalty: float
+) -> list[Output]:
+    """Order outputs by score + penalty x coverage (Wu et al., 2016, equation 14).
+
+    Args:
+        outputs: of one sentence, scored by log-probability.
+        weights: source attention (T, S) of each.
+        penalty: beta.
+    """
+    scored = [
+        replace(output, score=output.score + penalty * coverage(each))
+        for output, each in zip(outputs, weights, strict=True)
+    ]
+    return sorted(scored, key=lambda output: -output.score)
+
+
+def rank_by_utility(outputs: Sequence[Output], utility: Utility) -> list[Output]:
+    """Order samples by their expected utility, the mean of what they score against the others.
+
+    Eikema and Aziz (2020), with the samples as both candidates and references. Equal
+    texts count as often as they were drawn, and are given out once; equal utilities stay in order.
+
+    Args:
+        outputs: of one sentence.
+        utility: the measure.
+    """
+    counts = Counter(output.text for output in outputs)
+    if len(outputs) < 2:  # there are no others
+        return [replace(output, score=0.0) for output in outputs]
+    sums = dict.fromkeys(counts, 0.0)
+    for reference, count in counts.items():
+        # Its n-grams are counted once for all candidates.
+        metric = _metric(utility, reference)
+        for text in counts:
+            others = count - (text == reference)
+            if others:
+                sums[text] += others * float(metric.corpus_score([text], None).score)
+    distinct = {output.text: output for output in reversed(outputs)}
+    scored = [
+        replace(distinct[text], score=total / (len(outputs) - 1)) for text, total in sums.items()
+    ]
+    return sorted(scored, key=lambda output: -output.score)
+
+
+def _metric(utility: Utility, reference: str) -> "Metric":
+    # SacreBLEU is slow to import and rarely needed for translation.
+    from sacrebleu import BLEU, CHRF
+
+    if utility is Utility.chrf:
+        return CHRF(references=[[reference]])
+    return BLEU(effective_order=True, references=[[reference]])

@@ -1,0 +1,70 @@
+"""Small real models with random weights, and a tokenizer of words for tests of decoding."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightconv_mt.data.tokenizer_base import SpecialIds
+from lightconv_mt.mixers.lightconv import LightConvConfig
+from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
+
+IDS = SpecialIds(bos=0, pad=1, eos=2, unk=3)
+# As SentencePiece spells them: the line begins a word.
+TOKENS = ["\u2581a", "\u2581b", "\u2581c", "\u2581d", "x", "y"]
+
+
+class Words:
+    """Every token stands for one of TOKENS; text that has none of them is left out."""
+
+    ids = IDS
+    vocab_size = len(TOKENS) + 4
+    digest = "words"
+
+    def encode_batch(self, lines: Sequence[str]) -> list[list[int]]:
+        return [[4 + TOKENS.index(piece) for piece in self.spelled(line)] for line in lines]
+
+    def spelled(self, line: str) -> list[str]:
+        marked = [piece for word in line.split() for piece in (f"\u2581{word[0]}", *word[1:])]
+        return [piece for piece in marked if piece in TOKENS]
+
+    def spell_text(self, text: str) -> list[str]:
+        return [piece[-1] for piece in self.spelled(text)]
+
+    def spell(self, ids: Sequence[int]) -> list[str]:
+        return [TOKENS[number - 4][-1] if number > 3 else "" for number in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text = "".join(TOKENS[number - 4] for number in ids if number > 3)
+        return text.replace("\u2581", " ").removeprefix(" ")
+
+
+class Pair:
+    """The same on both sides."""
+
+    src = tgt = Words()
+    digest = "pair of words"
+
+
+def pair_of() -> Any:
+    return Pair()
+
+
+def model_of(*, seed: int = 1, decoder_layers: int = 2, **values: Any) -> Seq2SeqTransformer:
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = {"dim": 16, "ffn_dim": 32, "num_heads": 4, "encoder_layers": 2}
+    config = ModelConfig(
+        mixer=LightConvConfig(encoder_kernel_sizes=[3], decoder_kernel_sizes=[3]),
+        decoder_layers=decoder_layers,
+        tying=Tying.none,
+        **{**sizes, **values},
+    )
+    size = Words.vocab_size
+    model = Seq2SeqTransformer(
+        config, src_vocab_size=size, tgt_vocab_size=size, src_pad_id=1, tgt_pad_id=1
+    )
+    nn.init.normal_(model.output_weight)
+    for layer in model.decoder.layers:  # or attention is nearly even
+        nn.init.normal_(layer.source_attention.query.weight)
+    return model.eval()
