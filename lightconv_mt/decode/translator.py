@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import islice
+from itertools import groupby, islice
 from math import exp
 
 import torch
@@ -14,6 +14,7 @@ from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.decode.attention import read_attention
 from lightconv_mt.decode.batch_search import BatchSearch, Request, batches_by_length
 from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.long_lines import LongLines, cut_lines, join_outputs
 from lightconv_mt.decode.ranking import (
     Output,
     ScoreKind,
@@ -27,6 +28,10 @@ from lightconv_mt.model.transformer import Seq2SeqTransformer
 
 logger = logging.getLogger(__name__)
 
+# Between the numbers of a line's parts: an odd number near 2**32 / golden ratio, for draws are a
+# hash of 32 bits.
+FAR_AWAY = 0x9E3779B1
+
 
 @dataclass(frozen=True)
 class Translation:
@@ -35,7 +40,7 @@ class Translation:
     Attributes:
         text: the best output, without line breaks; empty for an empty line.
         score: its length-normalised log-probability (natural logarithm), unless score_kind says
-            otherwise; 0 for an empty line.
+            otherwise; 0 for an empty line, the sum over its parts for one that was cut.
         nbest: up to decode.nbest (text, score), best first; the first is the above.
         score_kind: what the scores are, and so the order.
     """
@@ -77,14 +82,18 @@ class TranslationReport:
     Attributes:
         lines: lines seen.
         empty: lines with nothing to translate; their output is empty.
+        bad_utf8: lines in which bytes that are no UTF-8 were replaced.
         truncated: lines longer than the model is given; their end is not translated.
+        in_parts: such lines that are translated part by part instead.
         line_breaks: outputs in which a line break was replaced by a space.
         failed: lines without any output (the model gave no finite probability).
     """
 
     lines: int = 0
     empty: int = 0
+    bad_utf8: int = 0
     truncated: int = 0
+    in_parts: int = 0
     line_breaks: int = 0
     failed: int = 0
 
@@ -111,6 +120,7 @@ class Translator:
         device: torch.device,
         precision: torch.dtype | None = None,
         max_source_tokens: int = 1024,
+        long_lines: LongLines = LongLines.truncate,
     ) -> None:
         """Translate with a model that is on `device` already.
 
@@ -119,12 +129,13 @@ class Translator:
             tokenizers: those it was trained with.
             device: where it computes.
             precision: as `BatchSearch`.
-            max_source_tokens: longer sources are cut to this many tokens, EOS included.
+            max_source_tokens: of a source the model is given, EOS included.
+            long_lines: what happens to longer ones.
         """
         assert max_source_tokens > 1, max_source_tokens
         self.model, self.tokenizers = model, tokenizers
         self.device, self.precision = device, precision
-        self.max_source_tokens = max_source_tokens
+        self.max_source_tokens, self.long_lines = max_source_tokens, long_lines
         self.report = TranslationReport()
         self._search = BatchSearch(
             model,
@@ -156,18 +167,51 @@ class Translator:
             One translation a line, in order.
         """
         assert not isinstance(lines, str), "give a list of lines"
-        number = self.report.lines
+        first, begun = self.report.lines, list(prefixes) if prefixes else [""] * len(lines)
+        options = {"max_tokens": max_tokens, "batch_size": batch_size}
+        if self.long_lines is LongLines.truncate:
+            numbers = range(first, first + len(lines))
+            return self._translate(lines, config, prefixes=begun, numbers=numbers, **options)
+        parts = cut_lines(lines, self._count_pieces, self.max_source_tokens - 1)
+        found = self._translate(
+            parts.texts,
+            config,
+            prefixes=[
+                begun[line] if not place else ""
+                for line, place in zip(parts.lines, parts.places, strict=True)
+            ],
+            # The first part draws as an uncut line does, the others as lines far away.
+            numbers=[
+                first + line + place * FAR_AWAY
+                for line, place in zip(parts.lines, parts.places, strict=True)
+            ],
+            **options,
+        )
+        self.report.lines = first + len(lines)
+        return self._join_parts(found, parts.lines, config)
+
+    def _translate(
+        self,
+        lines: Sequence[str],
+        config: DecodeConfig,
+        *,
+        prefixes: Sequence[str],
+        numbers: Sequence[int],
+        max_tokens: int,
+        batch_size: int,
+    ) -> list[Translation]:
+        """Translate lines that are not cut any more; `numbers` tell the draws of sampling apart."""
         sources = self._encode(lines)
         tokenizer = self.tokenizers.tgt
-        begun = tokenizer.encode_batch(list(prefixes)) if prefixes else [[]] * len(lines)
+        begun = tokenizer.encode_batch(list(prefixes)) if any(prefixes) else [[]] * len(lines)
         nothing = Translation(
             text="", score=0.0, nbest=(("", 0.0),), score_kind=ScoreKind.of(config)
         )
         results = [nothing] * len(lines)
         found = self._search.search(
             [
-                Request(source, number + index, prefix)
-                for index, (source, prefix) in enumerate(zip(sources, begun, strict=True))
+                Request(source, number, prefix)
+                for source, number, prefix in zip(sources, numbers, begun, strict=True)
             ],
             search_config(config),
             max_tokens=max_tokens,
@@ -243,6 +287,33 @@ class Translator:
                 for place, log_prob in zip(places, sums, strict=True):
                     found[place] = TargetScore(log_prob, len(outputs[place]))
         return found
+
+    def _count_pieces(self, texts: Sequence[str]) -> list[int]:
+        return [len(pieces) for pieces in self.tokenizers.src.encode_batch(list(texts))]
+
+    def _join_parts(
+        self, found: Sequence[Translation], lines: Sequence[int], config: DecodeConfig
+    ) -> list[Translation]:
+        """Translations of whole lines from those of all parts and the line of each, from 0."""
+        whole = []
+        for line, group in groupby(zip(lines, found, strict=True), key=lambda pair: pair[0]):
+            parts = [translation for _, translation in group]
+            if len(parts) == 1:
+                whole.append(parts[0])
+                continue
+            number = self.report.lines - lines[-1] + line
+            if not self.report.in_parts:
+                logger.warning(
+                    "line %d is longer than %d tokens; translated in %d parts "
+                    "(further lines like it are counted, not shown)",
+                    number,
+                    self.max_source_tokens - 1,
+                    len(parts),
+                )
+            self.report.in_parts += 1
+            nbest = tuple(join_outputs([part.nbest for part in parts], config.nbest))
+            whole.append(replace(parts[0], text=nbest[0][0], score=nbest[0][1], nbest=nbest))
+        return whole
 
     def _encode(self, lines: Sequence[str]) -> list[list[int]]:
         """Source ids with EOS of each line; none where there is nothing to translate."""
