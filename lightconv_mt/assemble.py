@@ -1,4 +1,4 @@
-"""The only place that wires objects from configurations: train, translate, evaluate."""
+"""The only place that wires objects from configurations: train, evaluate, what translates."""
 
 import copy
 import json
@@ -14,19 +14,18 @@ import torch
 from lightconv_mt.config import (
     Device,
     EvalConfig,
-    NbestFormat,
     Precision,
     RuntimeConfig,
     TrainRunConfig,
-    TranslateConfig,
     load_run_config,
 )
 from lightconv_mt.data.batching import TokenBatcher
 from lightconv_mt.data.corpus import read_corpus, read_source
 from lightconv_mt.data.encoded import encode_corpus
-from lightconv_mt.data.lines import decode_line, read_lines
+from lightconv_mt.data.lines import read_lines
 from lightconv_mt.data.tokenizer import TokenizerPair
-from lightconv_mt.decode.translator import Translation, Translator
+from lightconv_mt.decode.long_lines import LongLines
+from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import ConfigError, DataError
 from lightconv_mt.evaluation import check_scoring, read_test_data, score_all, scores_json
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
@@ -170,27 +169,6 @@ def _train(
     return 0
 
 
-def translate(config: TranslateConfig) -> int:
-    """Translate lines of a file or standard input; returns the exit code."""
-    start_runtime(config.runtime)
-    translator = load_translator(
-        config.run_dir, config.checkpoint, config.runtime, config.max_source_tokens
-    )
-    with _input_lines(config.input) as lines, _output(config.output) as output:
-        found = translator.translate_stream(
-            lines,
-            config.decode,
-            prefixes=read_lines(config.prefix) if config.prefix is not None else None,
-            chunk_size=config.chunk_lines,
-            max_tokens=config.max_tokens,
-        )
-        for number, translation in enumerate(found, start=1):
-            output.write(_format(number, translation, config.nbest_format).encode())
-            output.flush()
-    logger.info("translated: %s", translator.report.text)
-    return 0
-
-
 def evaluate(config: EvalConfig) -> int:
     """Score a run or existing translations and print a line a metric; returns the exit code."""
     start_runtime(config.runtime)
@@ -274,7 +252,11 @@ def build_model(
 
 
 def load_translator(
-    run_dir: str, checkpoint: str, runtime: RuntimeConfig, max_source_tokens: int | None = None
+    run_dir: str,
+    checkpoint: str,
+    runtime: RuntimeConfig,
+    max_source_tokens: int | None = None,
+    long_lines: LongLines | None = None,
 ) -> Translator:
     """Open a run folder for translation.
 
@@ -283,6 +265,7 @@ def load_translator(
         checkpoint: auto (average, else best, else last), average, best, last, or a step.
         runtime: where and how precisely to compute.
         max_source_tokens: longer sources are cut; None cuts them as in training, or at 1,024.
+        long_lines: how; None truncates them where training did, else splits them.
 
     Raises:
         CheckpointError: when there is no such checkpoint or it is damaged.
@@ -294,12 +277,16 @@ def load_translator(
     folder = find_checkpoint(Path(run_dir), checkpoint, config)
     load_model_tensors(model, load_weights(folder), source=folder)
     logger.info("model: %s", folder)
+    if long_lines is None:
+        was_cut = config.batch.truncate_source is not None
+        long_lines = LongLines.truncate if was_cut else LongLines.split
     return Translator(
         model.to(device).eval(),
         tokenizers,
         device=device,
         precision=precision,
         max_source_tokens=max_source_tokens or _source_limit(config),
+        long_lines=long_lines,
     )
 
 
@@ -345,15 +332,7 @@ def _finish(
 
 
 @contextmanager
-def _input_lines(path: str | None) -> Iterator[Iterator[str]]:
-    if path is not None:
-        yield read_lines(path)
-    else:
-        yield (decode_line(raw)[0] for raw in sys.stdin.buffer)
-
-
-@contextmanager
-def _output(path: str | None) -> Iterator[BinaryIO]:
+def open_output(path: str | None) -> Iterator[BinaryIO]:
     """Standard output, or a file that appears under its name when it is whole."""
     if path is None:
         yield sys.stdout.buffer
@@ -371,15 +350,5 @@ def _output(path: str | None) -> Iterator[BinaryIO]:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    with _output(str(path)) as file:
+    with open_output(str(path)) as file:
         file.write(text.encode())
-
-
-def _format(number: int, translation: Translation, kind: NbestFormat) -> str:
-    if kind is NbestFormat.text:
-        return f"{translation.text}\n"
-    if kind is NbestFormat.jsonl:
-        nbest = [{"text": text, "score": points} for text, points in translation.nbest]
-        found = {"line": number, "nbest": nbest, **translation.notes}
-        return json.dumps(found, ensure_ascii=False) + "\n"
-    return "".join(f"{number}\t{points:.6f}\t{text}\n" for text, points in translation.nbest)

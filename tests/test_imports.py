@@ -36,6 +36,8 @@ LEVELS = {
     "imported_run": 4,
     "start_from": 4,
     "assemble": 4,
+    "translation": 4,
+    "corpus_translation": 4,
     "api": 5,
     "cli": 5,
 }
