@@ -6,8 +6,10 @@ from pathlib import Path
 from lightconv_mt.assemble import load_translator
 from lightconv_mt.config import RuntimeConfig
 from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.long_lines import LongLines
 from lightconv_mt.decode.translator import TargetScore, Translation
 from lightconv_mt.decode.translator import Translator as LineTranslator
+from lightconv_mt.errors import ConfigError
 from lightconv_mt.typed import build_typed, to_plain
 
 
@@ -21,7 +23,7 @@ class Translator:
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        path: str | Path | Sequence[str | Path],
         *,
         checkpoint: str = "auto",
         device: str = "auto",
@@ -29,17 +31,20 @@ class Translator:
         kernels: str = "auto",
         threads: int | None = None,
         max_source_tokens: int | None = None,
+        long_lines: str | None = None,
     ) -> "Translator":
-        """Open a run folder.
+        """Open a run folder, or several with the same tokenizers as an ensemble.
 
         Args:
-            path: of the folder.
+            path: of the folder, or a list of paths.
             checkpoint: auto (average, else best, else last), average, best, last, or a step.
             device: auto, cpu or cuda.
-            precision: fp32 or bf16; fp16 on GPUs.
+            precision: fp32 or bf16; fp16 on GPUs, int8 on CPUs.
             kernels: as `runtime.kernels`.
             threads: of the CPU; None is torch's choice.
             max_source_tokens: longer sources are cut; None cuts them as in training, or at 1,024.
+            long_lines: how, truncate or split; None truncates them where training did, else splits
+                them.
 
         Raises:
             LcmtError: when there is no such run or checkpoint, or it is damaged.
@@ -47,7 +52,14 @@ class Translator:
         values = {"device": device, "precision": precision, "kernels": kernels, "threads": threads}
         plain = {**to_plain(RuntimeConfig()), **values}
         runtime = build_typed(RuntimeConfig, plain, registers={})
-        return cls(load_translator(str(path), checkpoint, runtime, max_source_tokens))
+        folders = [path] if isinstance(path, str | Path) else path
+        if long_lines not in (None, *LongLines.__members__):
+            raise ConfigError(
+                f"long_lines is {long_lines!r}; choose one of {', '.join(LongLines.__members__)}"
+            )
+        cut = None if long_lines is None else LongLines[long_lines]
+        names = [*map(str, folders)]
+        return cls(load_translator(names, checkpoint, runtime, max_source_tokens, cut))
 
     def translate(
         self,

@@ -4,10 +4,10 @@ import copy
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import torch
 
@@ -28,6 +28,7 @@ from lightconv_mt.decode.long_lines import LongLines
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import ConfigError, DataError
 from lightconv_mt.evaluation import check_scoring, read_test_data, score_all, scores_json
+from lightconv_mt.model.ensemble import Ensemble
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops import resolve_backend
 from lightconv_mt.run_folder import (
@@ -36,6 +37,7 @@ from lightconv_mt.run_folder import (
     lock_run,
     open_run,
     run_tokenizers,
+    same_tokenizers,
 )
 from lightconv_mt.train.checkpoint import (
     CheckpointStore,
@@ -60,6 +62,7 @@ DTYPES = {
     Precision.fp32: torch.float32,
     Precision.bf16: torch.bfloat16,
     Precision.fp16: torch.float16,
+    Precision.int8: torch.int8,
 }
 
 
@@ -252,40 +255,48 @@ def build_model(
 
 
 def load_translator(
-    run_dir: str,
+    run_dir: str | Sequence[str],
     checkpoint: str,
     runtime: RuntimeConfig,
     max_source_tokens: int | None = None,
     long_lines: LongLines | None = None,
 ) -> Translator:
-    """Open a run folder for translation.
+    """Open a run folder, or several as an ensemble, for translation.
 
     Args:
-        run_dir: of a training run.
+        run_dir: of a training run, or of several with the same tokenizers.
         checkpoint: auto (average, else best, else last), average, best, last, or a step.
         runtime: where and how precisely to compute.
         max_source_tokens: longer sources are cut; None cuts them as in training, or at 1,024.
         long_lines: how; None truncates them where training did, else splits them.
 
     Raises:
-        CheckpointError: when there is no such checkpoint or it is damaged.
+        CheckpointError: when there is no such checkpoint, it is damaged, or tokenizers differ.
     """
     device, precision = start_runtime(runtime)
-    config = load_run_config(run_dir)
-    tokenizers = TokenizerPair.load(Path(run_dir), config.tokenizer)
-    model = build_model(config.model, tokenizers, runtime)
-    folder = find_checkpoint(Path(run_dir), checkpoint, config)
-    load_model_tensors(model, load_weights(folder), source=folder)
-    logger.info("model: %s", folder)
+    folders = [Path(each) for each in ([run_dir] if isinstance(run_dir, str) else run_dir)]
+    if not folders:
+        raise ConfigError("run_dir is an empty list; give a run folder, or several")
+    configs = [load_run_config(folder) for folder in folders]
+    tokenizers = same_tokenizers(folders, configs)
+    models = []
+    for folder, config in zip(folders, configs, strict=True):
+        model = build_model(config.model, tokenizers, runtime)
+        weights = find_checkpoint(folder, checkpoint, config)
+        load_model_tensors(model, load_weights(weights), source=weights)
+        logger.info("model: %s", weights)
+        models.append(model.to(device).eval())
+    # An ensemble has all that a translator uses of a model.
+    model = models[0] if len(models) == 1 else cast(Seq2SeqTransformer, Ensemble(models))
     if long_lines is None:
-        was_cut = config.batch.truncate_source is not None
+        was_cut = any(config.batch.truncate_source is not None for config in configs)
         long_lines = LongLines.truncate if was_cut else LongLines.split
     return Translator(
-        model.to(device).eval(),
+        model,
         tokenizers,
         device=device,
         precision=precision,
-        max_source_tokens=max_source_tokens or _source_limit(config),
+        max_source_tokens=max_source_tokens or min(map(_source_limit, configs)),
         long_lines=long_lines,
     )
 

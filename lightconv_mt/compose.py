@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lightconv_mt.errors import ConfigError, suggest
-from lightconv_mt.overrides import explain, quote_text
+from lightconv_mt.overrides import bracket_values, explain, quote_text
 from lightconv_mt.overview import help_text
 from lightconv_mt.start_from import inherit
 from lightconv_mt.typed import Registers
@@ -44,9 +44,9 @@ def compose(command: str, arguments: list[str], *, root: type, registers: Regist
     if options.help:
         sys.stdout.write(help_text(command, config_dir=options.config_dir))
         return []
-    overrides = options.overrides
-    if not options.multirun:  # there, commas separate the values of a sweep
-        overrides = [quote_text(word, root, registers=registers) for word in overrides]
+    # In a sweep, commas separate values.
+    shape = bracket_values if options.multirun else quote_text
+    overrides = [shape(word, root, registers=registers) for word in options.overrides]
     # Hydra reads no override that follows an option.
     arguments = [*overrides, *_without(arguments, options.overrides)]
     register_schemas({command: root}, registers=registers)
@@ -73,8 +73,8 @@ def compose(command: str, arguments: list[str], *, root: type, registers: Regist
             raise
         raise explained from error
     if options.multirun and command == "train":  # a folder of its own for each run of the sweep
-        for config, (_, overrides, _) in zip(configs, composed, strict=True):
-            config["run_dir"] = os.path.join(config["run_dir"], overrides.replace("/", "_"))
+        for config, (_, name, _) in zip(configs, composed, strict=True):
+            config["run_dir"] = os.path.join(config["run_dir"], name.replace("/", "_"))
     for config, (_, _, words) in zip(configs, composed, strict=True):
         inherit(config, words)
     return configs

@@ -39,11 +39,16 @@ class Device(Enum):
 
 
 class Precision(Enum):
-    """Number format of the products; parameters and sums stay float32."""
+    """Number format of the products; parameters and sums stay float32.
+
+    int8 is for translation on a CPU: the decoder's weights, each output with a scale of its own,
+    times activations rounded as they come.
+    """
 
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+    int8 = "int8"
 
 
 class Metric(Enum):
@@ -125,6 +130,8 @@ class TrainRunConfig:
         _check_run_dir(self.run_dir)
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; give 0 or more")
+        if self.runtime.precision is Precision.int8:
+            raise ConfigError("runtime.precision=int8 is for translation; train with fp32 or bf16")
         if self.data.valid is None:
             raise ConfigError("data.valid is null; training is judged by it, give files or a split")
         if self.start_from is not None and not self.start_from.strip():
@@ -169,10 +176,11 @@ class PrepareConfig:
 class TranslateConfig:
     """`lcmt-translate`: one line of text in, one line of text out."""
 
-    run_dir: str
+    run_dir: list[str]  # several are an ensemble
     input: str | None = None  # None: standard input
     output: str | None = None  # None: standard output
     prefix: str | None = None  # a file: what the output of each line is to begin with
+    alignments: str | None = None  # a file: for each line, which words the output's words come from
     checkpoint: str = "auto"  # auto (average, else best, else last), average, best, last, or a step
     nbest_format: NbestFormat = NbestFormat.text
     overwrite: bool = False  # whether `output` may be there already
@@ -188,7 +196,8 @@ class TranslateConfig:
     runtime: RuntimeConfig
 
     def __post_init__(self) -> None:
-        _check_run_dir(self.run_dir)
+        for folder in self.run_dir:
+            _check_run_dir(folder)
         _check_checkpoint(self.checkpoint)
         _check_positive(self, "max_tokens", "chunk_lines")
         _check_source_tokens(self)
@@ -196,6 +205,17 @@ class TranslateConfig:
             raise ConfigError(
                 f"decode.nbest is {self.decode.nbest}, but text has one line for each input; "
                 f"set nbest_format=tsv or jsonl"
+            )
+        if self.decode.alignments and not (
+            self.alignments is not None or self.nbest_format is NbestFormat.jsonl
+        ):
+            raise ConfigError(
+                "decode.alignments is true, but nothing would hold them; "
+                "give alignments=FILE or nbest_format=jsonl"
+            )
+        if self.alignments is not None and self.alignments == self.output:
+            raise ConfigError(
+                f"alignments and output are both {self.output}; give alignments another file"
             )
 
 

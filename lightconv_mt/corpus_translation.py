@@ -35,9 +35,11 @@ from lightconv_mt.train.checkpoint import weights_digest
 from lightconv_mt.train.distributed import Distributed, join_processes
 from lightconv_mt.train.storage import replace_text
 from lightconv_mt.translation import (
-    check_output,
+    check_outputs,
     format_translation,
     open_translator,
+    outputs_of,
+    search_of,
     translate_stream,
 )
 from lightconv_mt.typed import to_plain
@@ -47,7 +49,7 @@ logger = logging.getLogger(__name__)
 # What may differ when a command goes on: places, whose contents are compared instead, and what
 # decides no output.
 FREE_KEYS = (
-    *("run_dir", "checkpoint", "input", "output", "prefix", "overwrite"),
+    *("run_dir", "checkpoint", "input", "output", "alignments", "prefix", "overwrite"),
     *("runtime.threads", "runtime.keep_memory", "runtime.parallel", "runtime.timeout_seconds"),
 )
 STARTED = "started.json"
@@ -61,6 +63,8 @@ def translate(config: TranslateConfig) -> int:
         ConfigError: when the output exists, or was begun with other settings.
         DataError: when something cannot be read or written.
     """
+    if config.input is not None and not Path(config.input).exists():
+        raise DataError(f"cannot read {config.input}: there is no such file")
     if config.input is None or config.output is None or not Path(config.input).is_file():
         return translate_stream(config)
     device, _ = start_runtime(config.runtime)
@@ -99,7 +103,7 @@ def _open_folder(config: TranslateConfig, folder: Path, held: ExitStack) -> bool
     """Lock the folder, new or to be gone on with; returns whether the output is there already."""
     now, started = _settings(config), folder / STARTED
     if not started.exists():
-        check_output(config)
+        check_outputs(config)
     held.enter_context(lock_run(folder, key="output", work="written"))
     if not started.exists():
         replace_text(started, json.dumps(now, indent=1))
@@ -115,7 +119,7 @@ def _open_folder(config: TranslateConfig, folder: Path, held: ExitStack) -> bool
         shutil.rmtree(folder)
         logger.info("%s is finished; nothing to do", output)
         return True
-    check_output(config)
+    check_outputs(config)
     lines = total_counts(stored.values()).get("lines", 0)
     logger.info("going on after %s lines that are done", f"{lines:,}")
     return False
@@ -131,8 +135,9 @@ def _translate_share(config: TranslateConfig, folder: Path, distributed: Distrib
         for size, lines, prefixes in _read(config, turns):
             if lines:
                 translator = translator or open_translator(config)
-                content, counts = _translate_chunk(config, translator, first, lines, prefixes)
-                writer.append(num_chunks, [content], counts)
+                writer.append(
+                    num_chunks, *_translate_chunk(config, translator, first, lines, prefixes)
+                )
                 news.tell(size)
             num_chunks, first = num_chunks + 1, first + size
     return num_chunks
@@ -194,8 +199,8 @@ def _translate_chunk(
     first: int,
     raw_lines: Sequence[bytes],
     prefixes: list[str] | None,
-) -> tuple[bytes, dict[str, int]]:
-    """Output for the lines from number `first` (from 0) on, and what happened to them."""
+) -> tuple[list[bytes], dict[str, int]]:
+    """What each output gets for the lines from number `first` (from 0) on, and their counts."""
     decoded = [decode_line(raw) for raw in raw_lines]
     report = translator.report
     report.lines = first
@@ -203,22 +208,23 @@ def _translate_chunk(
     report.bad_utf8 += sum(replaced for _, replaced in decoded)
     found = translator.translate(
         [line for line, _ in decoded],
-        config.decode,
+        search_of(config),
         prefixes=prefixes,
         max_tokens=config.max_tokens,
     )
-    text = "".join(
-        format_translation(number, translation, config.nbest_format)
+    texts = [
+        format_translation(number, translation, config)
         for number, translation in enumerate(found, start=first + 1)
-    )
-    return text.encode(), {name: count - before[name] for name, count in asdict(report).items()}
+    ]
+    counts = {name: count - before[name] for name, count in asdict(report).items()}
+    return ["".join(column).encode() for column in zip(*texts, strict=True)], counts
 
 
 def _finish(config: TranslateConfig, folder: Path, num_chunks: int) -> None:
     """Join the chunks, say what happened to their lines, and drop the folder."""
     stored = stored_chunks(folder)
     assert sorted(stored) == list(range(num_chunks)), (len(stored), num_chunks)
-    join_chunks(stored, [Path(str(config.output))])
+    join_chunks(stored, [Path(str(name)) for name in outputs_of(config)])
     report = TranslationReport(**total_counts(stored.values()))
     logger.info("translated: %s", report.text)
     shutil.rmtree(folder)
@@ -230,9 +236,14 @@ def _settings(config: TranslateConfig) -> dict[str, Any]:
     Raises:
         DataError: when a file cannot be read, or there are more prefixes than lines or fewer.
     """
-    run = load_run_config(config.run_dir)
-    weights = find_checkpoint(Path(config.run_dir), config.checkpoint, run)
-    digests = {"model": weights_digest(weights), "input": _file_digest(str(config.input))}
+    weights = [
+        find_checkpoint(Path(run_dir), config.checkpoint, load_run_config(run_dir))
+        for run_dir in config.run_dir
+    ]
+    digests: dict[str, Any] = {
+        "model": [weights_digest(folder)[:16] for folder in weights],
+        "input": _file_digest(str(config.input)),
+    }
     if config.prefix is not None:
         digests["prefix"] = _file_digest(config.prefix)
         lines, prefixes = (
@@ -244,13 +255,13 @@ def _settings(config: TranslateConfig) -> dict[str, Any]:
                 f"give one, or an empty line, for each"
             )
     plain: dict[str, Any] = json.loads(json.dumps(to_plain(config)))
-    return {**plain, "sha256": digests}
+    return {**plain, "files_written": len(outputs_of(config)), "sha256": digests}
 
 
 def _file_digest(path: str) -> str:
     try:
         with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
 

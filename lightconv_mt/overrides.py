@@ -52,6 +52,21 @@ def quote_text(override: str, root: type, *, registers: Registers) -> str:
     return override
 
 
+def bracket_values(override: str, root: type, *, registers: Registers) -> str:
+    """Make each value of a sweep over a list a list: `run_dir=a,b` is `run_dir=[a],[b]`.
+
+    Left alone: what has brackets, quotes or parentheses of its own, `null` and `${...}`.
+    """
+    match = _ASSIGNMENT.fullmatch(override)
+    if match is None or match["value"] == "null" or set(match["value"]) & set("[]()'\"{}"):
+        return override
+    types = types_at(root, match["key"].lstrip("+"), registers=registers)
+    if not any(get_origin(kind) is list for kind in map(without_none, types)):
+        return override
+    values = ",".join(f"[{value}]" for value in match["value"].split(","))
+    return f"{match['key']}={values}"
+
+
 def explain(error: Exception, root: type, *, registers: Registers) -> ConfigError | None:
     """One line for what Hydra, OmegaConf or YAML refused; None when it is none of their errors."""
     match error:

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,25 @@ def run_tokenizers(run_dir: Path, config: TrainRunConfig) -> TokenizerPair:
         tokenizers = build_tokenizers(config.tokenizer, *sides)
     tokenizers.save(run_dir)
     return tokenizers
+
+
+def same_tokenizers(run_dirs: Sequence[Path], configs: Sequence[TrainRunConfig]) -> TokenizerPair:
+    """The tokenizers of the runs of an ensemble, whose ids must mean the same.
+
+    Raises:
+        CheckpointError: naming two folders with different ones.
+    """
+    pairs = [
+        TokenizerPair.load(run_dir, config.tokenizer)
+        for run_dir, config in zip(run_dirs, configs, strict=True)
+    ]
+    for run_dir, pair in zip(run_dirs, pairs, strict=True):
+        if pair.digest != pairs[0].digest:
+            raise CheckpointError(
+                f"{run_dirs[0]} and {run_dir} have different tokenizers; an ensemble is of runs "
+                f"that share them (tokenizer.src_model trains a run with those of another)"
+            )
+    return pairs[0]
 
 
 def find_checkpoint(run_dir: Path, wanted: str, config: TrainRunConfig) -> Path:

@@ -31,6 +31,15 @@ class TableState:
         """Take sentences of the source side."""
         return replace(self, sentences=self.sentences.index_select(0, sentences))
 
+    def join(self, others: "TableState") -> "TableState":
+        """Put the sentences of others behind its own."""
+        return TableState(
+            **{
+                key: torch.cat([getattr(each, key) for each in (self, others)])
+                for key in vars(self)
+            }
+        )
+
 
 class TableModel:
     """Random next-token distributions, a pure function of (sentence, prefix)."""

@@ -1,6 +1,9 @@
 """The commands as a user types them: exit codes, one line of error, clean output."""
 
+import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -159,6 +162,183 @@ def test_files_are_written_whole_or_not_at_all(run_dir: Path, tmp_path: Path) ->
     assert target.read_bytes() == before
     assert command(*words, f"output={tmp_path / 'no' / 'folder'}").returncode == 3
     assert {path.name for path in tmp_path.iterdir()} == {source.name, target.name}
+
+
+def test_options_of_the_command_line_reach_the_search(run_dir: Path, tmp_path: Path) -> None:
+    links = tmp_path / "links"
+    lines = b"alpha beta\n\ngamma\n"
+    twice = f"run_dir=['{run_dir}','{run_dir}']"
+    plain = command("translate", f"run_dir={run_dir}", *SHORT, stdin=lines)
+    done = command("translate", twice, *SHORT, f"alignments={links}", stdin=lines)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == plain.stdout
+    aligned = links.read_text().split("\n")[:-1]
+    assert [bool(line) for line in aligned] == [bool(line) for line in plain.stdout.splitlines()]
+    diverse = ("decode.beam_size=4", "decode.nbest=4", "decode.beam_groups=2", "decode.diversity=9")
+    wanted = ("nbest_format=jsonl", "decode.max_length=5", "decode.alignments=true")
+    done = command("translate", f"run_dir={run_dir}", *diverse, *wanted, stdin=lines)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [len(each["nbest"]) for each in found] == [4, 1, 4]
+    assert all("score_kind" not in each and "alignment" in each for each in found)
+    for option, kind in (("mbr=chrf", "utility"), ("coverage_penalty=0.2", "coverage")):
+        words = ("decode.beam_size=4", f"decode.sampling={'mbr' in option}".lower())
+        done = command(
+            *("translate", f"run_dir={run_dir}", f"decode.{option}", *words, *wanted), stdin=lines
+        )
+        assert done.returncode == 0, done.stderr
+        assert {json.loads(line)["score_kind"] for line in done.stdout.splitlines()} == {kind}
+
+
+def read_until(terminal: int, wanted: bytes) -> bytes:
+    """What a program writes to its terminal, up to and with `wanted`; all there is for b""."""
+    seen, deadline = b"", time.monotonic() + 90
+    while not wanted or wanted not in seen:
+        assert time.monotonic() < deadline, seen
+        if select.select([terminal], [], [], 1.0)[0]:
+            try:
+                part = os.read(terminal, 4096)
+            except OSError:  # nobody has it open any more
+                part = b""
+            if not part:
+                break
+            seen += part
+    assert wanted in seen, seen
+    return seen
+
+
+@pytest.mark.parametrize(("ending", "code"), [(b"\x04", 0), (b"\x03", 130)])
+def test_each_line_typed_at_a_terminal_is_answered_at_once(
+    run_dir: Path, ending: bytes, code: int
+) -> None:
+    mine, its = pty.openpty()
+    # The terminal must be the program's own for Ctrl-C to reach it.
+    program = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {PROGRAM}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "translate", f"run_dir={run_dir}", *SHORT],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    os.close(its)
+    try:
+        greeting = read_until(mine, b"> ")
+        assert b"type a line to translate it; Ctrl-D ends" in greeting
+        expected = command(
+            "translate", f"run_dir={run_dir}", *SHORT, stdin=b"alpha\nbeta gamma\n"
+        ).stdout.splitlines()
+        for line, answer in zip((b"alpha", b"beta gamma"), expected, strict=True):
+            os.write(mine, line + b"\n")
+            echo, *answered = read_until(mine, b"> ").split(b"\r\n")
+            assert (echo, answered) == (line, [answer, b"> "])
+        os.write(mine, ending)
+        last = read_until(mine, b"")
+        assert b"Traceback" not in last
+        assert last.replace(b"^C", b"").replace(b"^D\b\b", b"").startswith(b"\r\n")
+        assert process.wait(60) == code
+    finally:
+        process.kill()
+        process.wait()
+        os.close(mine)
+
+
+@pytest.mark.parametrize("piped", ["stdin", "stdout"])
+def test_there_is_no_prompt_for_a_pipe(run_dir: Path, piped: str) -> None:
+    mine, its = pty.openpty()
+    streams = {"stdin": its, "stdout": its, piped: subprocess.PIPE}
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "translate", f"run_dir={run_dir}", *SHORT],
+        **streams,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        os.close(its)
+        if piped == "stdin":
+            _, err = process.communicate(b"alpha\n", timeout=90)
+        else:
+            os.write(mine, b"alpha\n\x04")
+            out, err = process.communicate(timeout=90)
+            assert out.count(b"\n") == 1
+    os.close(mine)
+    assert process.returncode == 0
+    assert b"> " not in err
+    assert b"Ctrl-D" not in err
+
+
+def test_a_pipe_gets_each_chunk_when_it_is_done(run_dir: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "translate", f"run_dir={run_dir}", *SHORT, "chunk_lines=2"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for _ in range(2):  # the second chunk is written when the first has been read
+            process.stdin.write(b"alpha\nbeta\n")
+            process.stdin.flush()
+            assert all(process.stdout.readline().endswith(b"\n") for _ in range(2))
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
+def test_a_finished_output_is_not_replaced_unasked(run_dir: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_text("alpha\n")
+    target.write_text("precious\n")
+    words = ["translate", f"run_dir={run_dir}", *SHORT, f"output={target}"]
+    for given in ([f"input={source}"], []):  # chunk by chunk, and from standard input
+        done = command(*words, *given, stdin=b"alpha\n")
+        assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+        assert f"output={target} exists; choose another one, or set overwrite=true" in str(
+            done.stderr
+        )
+        assert target.read_text() == "precious\n"
+    outputs = []
+    for given in ([f"input={source}"], []):
+        assert command(*words, *given, "overwrite=true", stdin=b"alpha\n").returncode == 0
+        outputs.append(target.read_bytes())
+    assert outputs[0] == outputs[1] != b"precious\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
+
+
+def test_what_is_odd_about_lines_is_counted(run_dir: Path, tmp_path: Path) -> None:
+    lines = [b"\xef\xbb\xbfalpha", b"", b"\xff beta", b"gam\x00ma", b"de\rlta", b"eps. " * 20_000]
+    content = b"\n".join(lines)  # without a final newline
+    (tmp_path / "in").write_bytes(content)
+    words = ["translate", f"run_dir={run_dir}", *SHORT, "max_source_tokens=40"]
+    counts = "lines 6, empty 1, bad utf8 1"
+    for kind, count in (("split", "in parts 1"), ("truncate", "truncated 1")):
+        done = command(*words, f"long_lines={kind}", stdin=content)
+        assert done.stdout.count(b"\n") == len(lines)
+        assert f"translated: {counts}, {count}".encode() in done.stderr.splitlines()[-1]
+        assert b"line 6 " in done.stderr
+        (longest,) = done.stdout.splitlines()[-1:]
+        assert (len(longest.split()) > 20_000) == (kind == "split")
+        files = [f"input={tmp_path / 'in'}", f"output={tmp_path / kind}"]
+        whole = command(*words, f"long_lines={kind}", *files)
+        assert (tmp_path / kind).read_bytes() == done.stdout
+        assert done.stderr.splitlines()[-1] == whole.stderr.splitlines()[-1]
+
+
+def test_control_c_ends_a_translation_quietly(run_dir: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "translate", f"run_dir={run_dir}", *SHORT, "chunk_lines=1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(b"alpha\n" * 20_000)
+        process.stdin.flush()
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=90)
+    assert process.returncode == 130
+    assert out.endswith(b"\n")
+    assert b"Traceback" not in err and b"error" not in err
 
 
 def test_nobody_reading_is_no_error_to_shout_about(run_dir: Path) -> None:

@@ -285,6 +285,13 @@ def test_every_mistake_gives_one_line_that_helps(line: str, message: str) -> Non
         ("translate", "run_dir=x decode.nbest=3", "set nbest_format=tsv"),
         ("translate", "run_dir=x decode.nbest=9 nbest_format=tsv", "give 1 to decode.beam_size"),
         ("translate", "run_dir=x decode.beam_size=0", "decode.beam_size is 0"),
+        ("translate", "run_dir=x decode.beam_groups=2", "beam_groups is 2; give a divisor"),
+        ("translate", "run_dir=x decode.mbr=chrf", "set decode.sampling=true"),
+        ("translate", "run_dir=x decode.mbr=ter", "give one of chrf, bleu, or null"),
+        ("translate", "run_dir=x decode=sampling decode.mbr=bleu", "decode.beam_size is 1"),
+        ("translate", "run_dir=x decode.alignments=true", "give alignments=FILE or nbest_format"),
+        ("translate", "run_dir=x alignments=y output=y", "alignments and output are both y"),
+        ("translate", "run_dir=", "run_dir"),
         ("eval", "", "nothing to score"),
         ("eval", "run_dir=x hyp=y", "both run_dir and hyp are given"),
         ("eval", "hyp=y", "hyp needs references"),
@@ -303,9 +310,22 @@ def test_paths_are_taken_as_they_stand(path: str) -> None:
     if "${" in path:
         assert "close every ${...}" in complaint("translate", f"run_dir='{path}'")
         return
-    assert composed("translate", shlex.join([f"run_dir=runs/{path}"])).run_dir == f"runs/{path}"
+    assert composed("translate", shlex.join([f"run_dir=runs/{path}"])).run_dir == [f"runs/{path}"]
     if path[0] not in "[{":  # brackets are for several references
         assert composed("eval", shlex.join([f"hyp={path}", f"ref={path}"])).ref == [path]
+
+
+def test_several_run_folders_are_a_list_and_the_values_of_a_sweep_are_not() -> None:
+    assert composed("translate", "run_dir=[runs/a,runs/b]").run_dir == ["runs/a", "runs/b"]
+    root, registers = read_root(ROOTS["translate"])
+    found = {
+        line: [
+            plain["run_dir"]
+            for plain in compose("translate", [line, "--multirun"], root=root, registers=registers)
+        ]
+        for line in ("run_dir=runs/a", "run_dir=runs/a,runs/b", "run_dir=[a,b],[c]")
+    }
+    assert [*found.values()] == [[["runs/a"]], [["runs/a"], ["runs/b"]], [["a", "b"], ["c"]]]
 
 
 def test_the_command_line_wins_over_the_experiment_and_it_over_groups() -> None:

@@ -35,6 +35,7 @@ LEVELS = {
     "run_folder": 4,
     "imported_run": 4,
     "start_from": 4,
+    "interactive": 4,
     "assemble": 4,
     "translation": 4,
     "corpus_translation": 4,

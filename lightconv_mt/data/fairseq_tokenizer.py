@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from lightconv_mt.data.bpe_codes import BpeCodes, join_pieces
+from lightconv_mt.data.bpe_codes import MARK, BpeCodes, join_pieces
 from lightconv_mt.data.fairseq_dictionary import (
     FAIRSEQ_IDS,
     SPECIAL_SYMBOLS,
@@ -140,6 +140,20 @@ class FairseqTokenizer(BaseTokenizer):
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The dictionary's spelling."""
         return [self.dictionary.symbols[number] for number in ids]
+
+    def spell_text(self, text: str) -> list[str]:
+        """Characters of each piece of a sentence, unescaped where one piece holds all of it."""
+        return self._spelled(self._cut(self._words(text)))
+
+    def spell(self, ids: Sequence[int]) -> list[str]:
+        """Characters of each id in the decoded text."""
+        shown = [number >= len(SPECIAL_SYMBOLS) or number == FAIRSEQ_IDS.unk for number in ids]
+        spelled = self._spelled(self.pieces(ids))
+        return [text if is_shown else "" for text, is_shown in zip(spelled, shown, strict=True)]
+
+    def _spelled(self, pieces: Sequence[str]) -> list[str]:
+        bare = [piece.removesuffix(MARK) if self._joins else piece for piece in pieces]
+        return [self.moses.plain(word) for word in bare] if self.moses else bare
 
     def save(self, run_dir: Path, name: str) -> None:
         """Write `NAME.dict.txt`, after `NAME.codes` if there are any."""

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from html import unescape
 from importlib.metadata import version
 from typing import Any
 
@@ -67,6 +68,11 @@ class Moses:
         """The sentence that words make."""
         text: str = self._detokenizer.detokenize(words, unescape=self.config.escape)
         return text
+
+    def plain(self, word: str) -> str:
+        """The characters that a word stands for in a sentence."""
+        unescaped = unescape(word) if self.config.escape else word
+        return "-" if unescaped == "@-@" and self.config.split_dashes else unescaped
 
 
 def observe_moses(pieces: Iterable[str], *, lang: str) -> MosesConfig:

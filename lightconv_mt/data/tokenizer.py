@@ -4,6 +4,7 @@ import hashlib
 import io
 import logging
 import random
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -200,9 +201,43 @@ class Tokenizer(BaseTokenizer):
         size = self._processor.get_piece_size()
         return [self._processor.id_to_piece(number) if number < size else "<pad>" for number in ids]
 
+    def spell_text(self, text: str) -> list[str]:
+        """Characters of each piece of a sentence; U+FFFD stands for one that is cut into bytes."""
+        cased = text.lower() if self.lowercase else text
+        return _spelled(self._processor.encode(encodable(cased), out_type=str))
+
+    def spell(self, ids: Sequence[int]) -> list[str]:
+        """Characters of each id in the decoded text."""
+        special = {self.ids.bos, self.ids.pad, self.ids.eos}
+        unknown = self._processor.decode([self.ids.unk]).strip()
+        spelled = _spelled(self.pieces(ids))
+        for place, number in enumerate(ids):
+            if number in special:
+                spelled[place] = ""
+            elif number == self.ids.unk:
+                spelled[place] = unknown
+        return spelled
+
     def save(self, run_dir: Path, name: str) -> None:
         """Write `NAME.model`."""
         replace_bytes(run_dir / f"{name}.model", self.model)
+
+
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+
+
+def _spelled(pieces: Iterable[str]) -> list[str]:
+    """Characters of pieces; the last byte of a character stands for all of it."""
+    spelled: list[str] = []
+    within = False  # a character, on the way from its last byte to its first
+    for piece in reversed(list(pieces)):
+        byte = _BYTE.fullmatch(piece)
+        if byte is None:
+            spelled.append(piece.replace("\u2581", ""))
+        else:
+            spelled.append("" if within else "\ufffd")
+        within = byte is not None and int(byte[1], 16) >> 6 == 2  # 10xxxxxx is not the first
+    return spelled[::-1]
 
 
 @dataclass(frozen=True)

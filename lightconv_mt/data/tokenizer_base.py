@@ -67,6 +67,17 @@ class BaseTokenizer(ABC):
         """The pieces' own spelling."""
 
     @abstractmethod
+    def spell_text(self, text: str) -> list[str]:
+        """Characters of each piece that `encode` makes of a sentence, without spaces and marks.
+
+        They may differ from the sentence's own where the tokenizer normalises it.
+        """
+
+    @abstractmethod
+    def spell(self, ids: Sequence[int]) -> list[str]:
+        """Characters that each id adds to what `decode` says, without spaces; "" if it is none."""
+
+    @abstractmethod
     def save(self, run_dir: Path, name: str) -> None:
         """Write the vocabulary's files, whose names begin with `name`, each whole or not at all."""
 

@@ -17,11 +17,14 @@ from lightconv_mt.decode.diverse import diverse_beam_search
 from lightconv_mt.decode.sampling import sample
 from lightconv_mt.decode.trace import Hypothesis
 from lightconv_mt.errors import ConfigError
-from lightconv_mt.model.native_decoder import NativeDecoder, NativeState, unsupported
+from lightconv_mt.model.ensemble import Ensemble, JointDecoder
+from lightconv_mt.model.native_decoder import NativeDecoder, unsupported
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops.dispatch import Backend
 
 logger = logging.getLogger(__name__)
+
+Decoder = NativeDecoder | JointDecoder | Seq2SeqTransformer | Ensemble
 
 # A search keeps what it did until its end.
 PARTS_OF_A_SEARCH = 128
@@ -47,7 +50,7 @@ class BatchSearch:
 
     def __init__(
         self,
-        model: Seq2SeqTransformer,
+        model: Seq2SeqTransformer | Ensemble,
         *,
         src_ids: SpecialIds,
         tgt_ids: SpecialIds,
@@ -69,7 +72,7 @@ class BatchSearch:
         """
         self.model, self.src_ids, self.tgt_ids = model, src_ids, tgt_ids
         self.device, self.precision = device, precision or torch.float32
-        self._native: tuple[list[tuple[int, int]], NativeDecoder] | None = None
+        self._native: tuple[list[tuple[int, int]], NativeDecoder | JointDecoder] | None = None
         reason = self._not_native()
         if reason is None:
             logger.debug("the decoder's steps run in C++, %s", self.precision)
@@ -147,7 +150,7 @@ class BatchSearch:
 
     def _search_parts(
         self,
-        native: NativeDecoder,
+        native: NativeDecoder | JointDecoder,
         parts: list[list[Request]],
         config: DecodeConfig,
         max_tokens: int,
@@ -155,7 +158,7 @@ class BatchSearch:
     ) -> list[list[Hypothesis]]:
         """One search that the parts enter one after the other."""
 
-        def start(part: list[Request]) -> NativeState:
+        def start(part: list[Request]) -> Any:
             if not config.strict:
                 return self._start(native, part, config.beam_size)
             # Encoded alone, a sentence does not depend on others; nor do its steps.
@@ -173,8 +176,9 @@ class BatchSearch:
             for part in parts
         ]
         first = entering[0]
+        step: Any = native.decode_step  # each takes the states that it made
         return beam_search(
-            native.decode_step,
+            step,
             first.start(),
             src_lengths=first.src_lengths,
             ids=self.tgt_ids,
@@ -188,7 +192,7 @@ class BatchSearch:
 
     def _search_batch(
         self,
-        decoder: NativeDecoder | Seq2SeqTransformer,
+        decoder: Decoder,
         batch: list[Request],
         config: DecodeConfig,
     ) -> list[list[Hypothesis]]:
@@ -219,7 +223,7 @@ class BatchSearch:
 
     def _start(
         self,
-        decoder: NativeDecoder | Seq2SeqTransformer,
+        decoder: Decoder,
         batch: list[Request],
         beam_size: int,
         *,
@@ -235,15 +239,25 @@ class BatchSearch:
         """Why the decoder's steps do not run in C++, or None."""
         if self.device.type != "cpu" or self.model.backend is not Backend.native:
             return "runtime.kernels is not native"
-        return unsupported(self.model)
+        return next(filter(None, map(unsupported, self._members())), None)
 
-    def _native_decoder(self) -> NativeDecoder | None:
+    def _members(self) -> list[Seq2SeqTransformer]:
+        """The models of an ensemble, or the only one."""
+        return self.model.members if isinstance(self.model, Ensemble) else [self.model]
+
+    def _native_decoder(self) -> NativeDecoder | JointDecoder | None:
         """The C++ decoder with the model's weights as they are now."""
         if self._not_native() is not None:
             return None
         weights = [(each.data_ptr(), each._version) for each in self.model.parameters()]
         if self._native is None or self._native[0] != weights:
-            self._native = weights, NativeDecoder(self.model, self.precision)
+            decoders = [NativeDecoder(each, self.precision) for each in self._members()]
+            self._native = (
+                weights,
+                JointDecoder(decoders, self.model.source_dims)
+                if isinstance(self.model, Ensemble)
+                else decoders[0],
+            )
         return self._native[1]
 
 

@@ -118,6 +118,24 @@ def join_texts(texts: Sequence[str]) -> str:
     return "".join(joined)
 
 
+def word_offsets(parts: Sequence[str], whole: str) -> list[int]:
+    """The word of a text, counted from 0, in which each of its parts begins.
+
+    Args:
+        parts: what `cut_line` made of the text, or `join_texts` made it of.
+        whole: words with whitespace between them.
+    """
+    offsets = []
+    place = words = 0
+    for part in parts:
+        start = whole.index(part, place)
+        # A part may go on with a word that was cut.
+        goes_on = bool(part) and start > 0 and not whole[start - 1].isspace()
+        offsets.append(words - goes_on)
+        place, words = start + len(part), offsets[-1] + len(part.split())
+    return offsets
+
+
 def _sentences(line: str) -> list[str]:
     """The sentences of a line, without the spaces around them."""
     ends = [match.end() for match in _SENTENCE_END.finditer(line)]

@@ -7,22 +7,15 @@ from itertools import groupby, islice
 from math import exp
 
 import torch
-from torch import Tensor
 
 from lightconv_mt.data.batching import collate
 from lightconv_mt.data.tokenizer import TokenizerPair
-from lightconv_mt.decode.attention import read_attention
+from lightconv_mt.decode.alignment import Links, pharaoh
 from lightconv_mt.decode.batch_search import BatchSearch, Request, batches_by_length
 from lightconv_mt.decode.config import DecodeConfig
-from lightconv_mt.decode.long_lines import LongLines, cut_lines, join_outputs
-from lightconv_mt.decode.ranking import (
-    Output,
-    ScoreKind,
-    rank_by_coverage,
-    rank_by_utility,
-    search_config,
-)
-from lightconv_mt.decode.trace import Hypothesis
+from lightconv_mt.decode.finishing import Finisher
+from lightconv_mt.decode.long_lines import LongLines, Parts, cut_lines, join_outputs, word_offsets
+from lightconv_mt.decode.ranking import Output, ScoreKind, search_config
 from lightconv_mt.errors import DataError
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 
@@ -43,18 +36,25 @@ class Translation:
             otherwise; 0 for an empty line, the sum over its parts for one that was cut.
         nbest: up to decode.nbest (text, score), best first; the first is the above.
         score_kind: what the scores are, and so the order.
+        alignment: links (source word, output word) of the best output, if decode.alignments asks
+            for them; words are counted from 0.
     """
 
     text: str
     score: float
     nbest: tuple[tuple[str, float], ...]
     score_kind: ScoreKind = ScoreKind.log_prob
+    alignment: Links | None = None
 
     @property
     def notes(self) -> dict[str, str]:
-        """What is unusual about it, by name."""
-        usual = self.score_kind is ScoreKind.log_prob
-        return {} if usual else {"score_kind": self.score_kind.value}
+        """What there is besides texts and their log-probabilities, by name."""
+        notes = {}
+        if self.score_kind is not ScoreKind.log_prob:
+            notes["score_kind"] = self.score_kind.value
+        if self.alignment is not None:
+            notes["alignment"] = pharaoh(self.alignment)
+        return notes
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ class Translator:
             device=device,
             precision=precision,
         )
+        self._finisher = Finisher(model, tokenizers, device=device)
 
     def translate(
         self,
@@ -188,7 +189,7 @@ class Translator:
             **options,
         )
         self.report.lines = first + len(lines)
-        return self._join_parts(found, parts.lines, config)
+        return self._join_parts(found, parts, lines, config)
 
     def _translate(
         self,
@@ -205,7 +206,11 @@ class Translator:
         tokenizer = self.tokenizers.tgt
         begun = tokenizer.encode_batch(list(prefixes)) if any(prefixes) else [[]] * len(lines)
         nothing = Translation(
-            text="", score=0.0, nbest=(("", 0.0),), score_kind=ScoreKind.of(config)
+            text="",
+            score=0.0,
+            nbest=(("", 0.0),),
+            score_kind=ScoreKind.of(config),
+            alignment=() if config.alignments else None,
         )
         results = [nothing] * len(lines)
         found = self._search.search(
@@ -217,12 +222,18 @@ class Translator:
             max_tokens=max_tokens,
             batch_size=batch_size,
         )
+        most = 1 if config.strict else batch_size
         with self._search.inference():
-            for batch in batches_by_length(sources, max_tokens=max_tokens, batch_size=batch_size):
-                some = [found[index] for index in batch]
-                ranked = self._rank(some, [sources[index] for index in batch], config)
+            for batch in batches_by_length(sources, max_tokens=max_tokens, batch_size=most):
+                chosen = [sources[index] for index in batch]
+                ranked = self._finisher.rank([found[index] for index in batch], chosen, config)
                 for index, outputs in zip(batch, ranked, strict=True):
-                    results[index] = self._decode(outputs, results[index])
+                    results[index] = self._decode(outputs, nothing)
+                if config.alignments:
+                    texts = [lines[index] for index in batch]
+                    aligned = self._finisher.align(texts, chosen, ranked, config)
+                    for index, links in zip(batch, aligned, strict=True):
+                        results[index] = replace(results[index], alignment=links)
         return results
 
     def translate_stream(
@@ -292,28 +303,44 @@ class Translator:
         return [len(pieces) for pieces in self.tokenizers.src.encode_batch(list(texts))]
 
     def _join_parts(
-        self, found: Sequence[Translation], lines: Sequence[int], config: DecodeConfig
+        self,
+        found: Sequence[Translation],
+        parts: Parts,
+        lines: Sequence[str],
+        config: DecodeConfig,
     ) -> list[Translation]:
-        """Translations of whole lines from those of all parts and the line of each, from 0."""
-        whole = []
-        for line, group in groupby(zip(lines, found, strict=True), key=lambda pair: pair[0]):
-            parts = [translation for _, translation in group]
-            if len(parts) == 1:
-                whole.append(parts[0])
+        """Translations of whole lines from those of all their parts."""
+        joined = list(islice(found, len(lines)))
+        pairs = zip(parts.lines, parts.texts, found, strict=True)
+        for line, group in groupby(pairs, key=lambda pair: pair[0]):
+            texts, pieces = zip(*((text, each) for _, text, each in group), strict=True)
+            if len(pieces) == 1:
+                joined[line] = pieces[0]
                 continue
-            number = self.report.lines - lines[-1] + line
             if not self.report.in_parts:
                 logger.warning(
                     "line %d is longer than %d tokens; translated in %d parts "
                     "(further lines like it are counted, not shown)",
-                    number,
+                    self.report.lines - len(lines) + line + 1,
                     self.max_source_tokens - 1,
-                    len(parts),
+                    len(pieces),
                 )
             self.report.in_parts += 1
-            nbest = tuple(join_outputs([part.nbest for part in parts], config.nbest))
-            whole.append(replace(parts[0], text=nbest[0][0], score=nbest[0][1], nbest=nbest))
-        return whole
+            nbest = tuple(join_outputs([each.nbest for each in pieces], config.nbest))
+            joined[line] = replace(pieces[0], text=nbest[0][0], score=nbest[0][1], nbest=nbest)
+            if config.alignments:
+                starts = zip(
+                    word_offsets(texts, lines[line]),
+                    word_offsets([each.text for each in pieces], nbest[0][0]),
+                    strict=True,
+                )
+                links = tuple(
+                    (source + before, output + made)
+                    for (before, made), each in zip(starts, pieces, strict=True)
+                    for source, output in each.alignment or ()
+                )
+                joined[line] = replace(joined[line], alignment=links)
+        return joined
 
     def _encode(self, lines: Sequence[str]) -> list[list[int]]:
         """Source ids with EOS of each line; none where there is nothing to translate."""
@@ -337,41 +364,6 @@ class Translator:
                 self.report.truncated += 1
             sources[index] = [*pieces[: limit - 1], tokenizer.ids.eos]
         return sources
-
-    def _rank(
-        self, found: list[list[Hypothesis]], sources: list[list[int]], config: DecodeConfig
-    ) -> list[list[Output]]:
-        """The config.nbest best outputs of each source as text, in the order of its scores."""
-        decode = self.tokenizers.tgt.decode
-        ranked = [
-            [Output(each, decode(list(each.tokens)), each.score) for each in hypotheses]
-            for hypotheses in found
-        ]
-        if config.coverage_penalty:
-            tokens = [[each.tokens for each in hypotheses] for hypotheses in found]
-            attended = self._attention(sources, tokens, config)
-            ranked = [
-                rank_by_coverage(outputs, weights, penalty=config.coverage_penalty)
-                for outputs, weights in zip(ranked, attended, strict=True)
-            ]
-        elif config.mbr is not None:
-            ranked = [rank_by_utility(outputs, config.mbr) for outputs in ranked]
-        return [outputs[: config.nbest] for outputs in ranked]
-
-    def _attention(
-        self,
-        sources: list[list[int]],
-        outputs: Sequence[Sequence[Sequence[int]]],
-        config: DecodeConfig,
-    ) -> list[list[Tensor]]:
-        return read_attention(
-            self.model,
-            self.tokenizers,
-            sources,
-            outputs,
-            layer=config.attention_layer,
-            device=self.device,
-        )
 
     def _decode(self, outputs: list[Output], blank: Translation) -> Translation:
         """Fill in what stands for a line without output."""

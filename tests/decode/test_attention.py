@@ -63,7 +63,7 @@ def step_by_step(
     src = torch.tensor([source])
     mask = torch.ones_like(src, dtype=torch.bool)
     state = model.start(model.encode(src, mask), mask, 1)
-    for token in (0, *output[:-1]):
+    for token in (2, *output[:-1]):
         _, state = model.decode_step(torch.tensor([[token]]), state)
     hook.remove()
     return torch.cat([each.mean(1)[0] for each in asked])

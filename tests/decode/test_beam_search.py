@@ -1,5 +1,6 @@
 """Beam search against exhaustive search, against a plain one for one sentence, and its rules."""
 
+from functools import partial
 from itertools import pairwise
 from math import inf, isclose, nan
 
@@ -12,12 +13,13 @@ from table_model import IDS, TableModel, TableState
 from torch import Tensor
 
 from lightconv_mt.data.tokenizer_base import SpecialIds
-from lightconv_mt.decode.beam_search import beam_search
+from lightconv_mt.decode.beam_search import Entering, beam_search
 from lightconv_mt.decode.candidates import rank_continuations
 from lightconv_mt.decode.config import DecodeConfig, LengthNormalization, length_penalty
 from lightconv_mt.decode.trace import Hypothesis
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.ops import Backend
+from lightconv_mt.ops.native import NativeUnavailableError, load_library
 
 
 def search(
@@ -212,6 +214,71 @@ def test_batch_mates_change_nothing(config: DecodeConfig, order: list[int], cut:
     assert together == first + second
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    config=configs,
+    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6),
+    max_sentences=st.integers(1, 9),
+    max_source_tokens=st.integers(3, 40),
+)
+def test_when_sentences_enter_changes_nothing(
+    config: DecodeConfig, sizes: list[int], max_sentences: int, max_source_tokens: int
+) -> None:
+    config.nbest = config.beam_size
+    model = TableModel(20, seed=3, dtype=torch.float32)
+    numbers = torch.arange(sum(sizes))
+    lengths = 2 + numbers % 5
+    prefixes = [[5] * (n % 3) for n in range(len(numbers))]
+    together = beam_search(
+        model.step,
+        model.start(numbers, config.beam_size),
+        src_lengths=lengths,
+        ids=IDS,
+        config=config,
+        prefixes=prefixes,
+    )
+    model.calls.clear()
+    ends = [sum(sizes[:n]) for n in range(len(sizes) + 1)]
+    parts = [
+        Entering(
+            partial(model.start, numbers[first:last], config.beam_size),
+            lengths[first:last],
+            prefixes[first:last],
+        )
+        for first, last in pairwise(ends)
+    ]
+    entered = beam_search(
+        model.step,
+        parts[0].start(),
+        src_lengths=parts[0].src_lengths,
+        ids=IDS,
+        config=config,
+        prefixes=parts[0].prefixes,
+        entering=parts[1:],
+        max_sentences=max_sentences,
+        max_source_tokens=max_source_tokens,
+    )
+    assert entered == together
+    most = max(max_sentences, *sizes) * config.beam_size
+    assert max(map(len, model.calls)) <= most
+
+
+def test_sentences_enter_while_others_are_not_done() -> None:
+    model = TableModel(6, seed=6, scale=0.5)
+    config = DecodeConfig(beam_size=1, max_length_ratio=1.0, max_length_extra=0, min_length=30)
+    beam_search(
+        model.step,
+        model.start(torch.arange(2), 1),
+        src_lengths=torch.tensor([2, 9]),
+        ids=IDS,
+        config=config,
+        entering=[Entering(partial(model.start, torch.tensor([2]), 1), torch.tensor([4]))],
+        max_sentences=2,
+        max_source_tokens=100,
+    )
+    assert [len(tokens) for tokens in model.calls] == [2] * 3 + [2] * 5 + [1] * 2
+
+
 @pytest.mark.parametrize("alpha", [-0.5, 0.4, 1.0, 1.5])
 @pytest.mark.parametrize("normalization", LengthNormalization)
 def test_without_early_stop_the_best_are_kept_and_the_end_is_not_always_waited_for(
@@ -399,9 +466,38 @@ def test_impossible_settings_are_refused_by_name(
         DecodeConfig(**{key: value, **also})
 
 
-def test_equal_totals_rank_by_token_then_by_row() -> None:
+@pytest.fixture(params=[Backend.torch, Backend.native])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    if request.param is Backend.native:
+        try:
+            load_library()
+        except NativeUnavailableError as error:
+            pytest.skip(f"no native kernels: {error}")
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("beam", "vocab"), [(1, 3), (2, 3), (4, 7), (5, 300)])
+def test_both_backends_rank_alike(dtype: torch.dtype, beam: int, vocab: int) -> None:
+    try:
+        load_library()
+    except NativeUnavailableError as error:
+        pytest.skip(f"no native kernels: {error}")
+    logits = (torch.randn(6 * beam, vocab) * 3).round().to(dtype)  # with ties
+    logits[1, ::2], logits[2, 1], logits[-1, 1:] = -inf, nan, -inf
+    partition = logits.to(torch.promote_types(dtype, torch.float32)).logsumexp(-1)
+    totals = torch.randn(6, beam).double().round()
+    totals[0, 1:] = -inf
+    arguments = logits, partition, totals, 2 * beam
+    expected = rank_continuations(*arguments, backend=Backend.torch)
+    found = rank_continuations(*arguments, backend=Backend.native)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_equal_totals_rank_by_token_then_by_row(backend: Backend) -> None:
     totals, rows, words = rank_continuations(
-        torch.zeros(4, 3), torch.zeros(4), torch.zeros(2, 2).double(), 4, backend=Backend.torch
+        torch.zeros(4, 3), torch.zeros(4), torch.zeros(2, 2).double(), 4, backend=backend
     )
     assert totals.tolist() == [[0.0] * 4] * 2
     assert words.tolist() == [[0, 0, 1, 1]] * 2

@@ -1,0 +1,81 @@
+"""What happens between the end of a search and its texts: the order of outputs, alignments."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightconv_mt.data.tokenizer import TokenizerPair
+from lightconv_mt.decode.alignment import Links, link_words
+from lightconv_mt.decode.attention import AttentiveModel, read_attention
+from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.ranking import Output, rank_by_coverage, rank_by_utility
+from lightconv_mt.decode.trace import Hypothesis
+
+
+class Finisher:
+    """Puts hypotheses in order and aligns the best."""
+
+    def __init__(
+        self, model: AttentiveModel, tokenizers: TokenizerPair, *, device: torch.device
+    ) -> None:
+        """Finish outputs of a model that is on `device` already."""
+        self.model, self.tokenizers, self.device = model, tokenizers, device
+
+    def rank(
+        self, found: list[list[Hypothesis]], sources: list[list[int]], config: DecodeConfig
+    ) -> list[list[Output]]:
+        """The config.nbest best outputs of each source as text, in the order of its scores."""
+        decode = self.tokenizers.tgt.decode
+        ranked = [
+            [Output(each, decode(list(each.tokens)), each.score) for each in hypotheses]
+            for hypotheses in found
+        ]
+        if config.coverage_penalty:
+            tokens = [[each.tokens for each in hypotheses] for hypotheses in found]
+            attended = self._attention(sources, tokens, config)
+            ranked = [
+                rank_by_coverage(outputs, weights, penalty=config.coverage_penalty)
+                for outputs, weights in zip(ranked, attended, strict=True)
+            ]
+        elif config.mbr is not None:
+            ranked = [rank_by_utility(outputs, config.mbr) for outputs in ranked]
+        return [outputs[: config.nbest] for outputs in ranked]
+
+    def align(
+        self,
+        lines: list[str],
+        sources: list[list[int]],
+        ranked: list[list[Output]],
+        config: DecodeConfig,
+    ) -> list[Links]:
+        """Links of the best output of each line, none where there is no output."""
+        best = [[outputs[0].hypothesis.tokens for _ in outputs[:1]] for outputs in ranked]
+        attended = self._attention(sources, best, config)
+        return [
+            link_words(
+                weights[0],
+                src=self.tokenizers.src.spell_text(line)[: weights[0].shape[1] - 1],
+                src_text=line,
+                tgt=self.tokenizers.tgt.spell(outputs[0].hypothesis.tokens[:-1]),
+                tgt_text=outputs[0].text,
+            )
+            if outputs
+            else ()
+            for line, outputs, weights in zip(lines, ranked, attended, strict=True)
+        ]
+
+    def _attention(
+        self,
+        sources: list[list[int]],
+        outputs: Sequence[Sequence[Sequence[int]]],
+        config: DecodeConfig,
+    ) -> list[list[Tensor]]:
+        return read_attention(
+            self.model,
+            self.tokenizers,
+            sources,
+            outputs,
+            layer=config.attention_layer,
+            device=self.device,
+        )

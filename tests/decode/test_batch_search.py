@@ -1,0 +1,155 @@
+"""What is found does not depend on the batch, with the decoder in C++ and without."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from lightconv_mt.data.tokenizer_base import SpecialIds
+from lightconv_mt.decode.batch_search import BatchSearch, Request
+from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.trace import Hypothesis
+from lightconv_mt.errors import ConfigError
+from lightconv_mt.mixers import MIXERS
+from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
+from lightconv_mt.ops import Backend
+from lightconv_mt.ops.native import NativeUnavailableError, load_library
+
+IDS = SpecialIds(bos=0, pad=1, eos=2, unk=3)
+VOCAB = 60
+BATCH_SIZES = (1, 2, 3, 7, 16, 64, 500)
+CONFIG = DecodeConfig(beam_size=4, nbest=4, max_length_ratio=1.5, max_length_extra=5)
+
+
+def build(name: str, *, backend: Backend = Backend.native, **fields: Any) -> Seq2SeqTransformer:
+    if backend is Backend.native:
+        try:
+            load_library()
+        except NativeUnavailableError as error:
+            pytest.skip(f"no native kernels: {error}")
+    torch.manual_seed(4)
+    kernels = {"encoder_kernel_sizes": [3], "decoder_kernel_sizes": [5]} if "conv" in name else {}
+    model = Seq2SeqTransformer(
+        ModelConfig(
+            mixer=MIXERS[name](**kernels, **fields),
+            dim=16,
+            ffn_dim=24,
+            num_heads=2,
+            encoder_layers=1,
+            decoder_layers=2,
+            tying=Tying.none,
+        ),
+        src_vocab_size=VOCAB,
+        tgt_vocab_size=VOCAB,
+        src_pad_id=IDS.pad,
+        tgt_pad_id=IDS.pad,
+        backend=backend,
+    )
+    torch.nn.init.normal_(model.output_weight)
+    return model
+
+
+def search_of(model: Seq2SeqTransformer, precision: torch.dtype = torch.float32) -> BatchSearch:
+    device = torch.device("cpu")
+    return BatchSearch(model, src_ids=IDS, tgt_ids=IDS, device=device, precision=precision)
+
+
+def requests_of(count: int) -> list[Request]:
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(1, 14, (count,), generator=generator).tolist()
+    return [
+        Request(
+            [*torch.randint(4, VOCAB, (length,), generator=generator).tolist(), IDS.eos],
+            line,
+            [9] * (line % 11 == 0),
+        )
+        for line, length in enumerate(lengths)
+    ]
+
+
+def searched(
+    search: BatchSearch, requests: list[Request], config: DecodeConfig, size: int
+) -> list[list[Hypothesis]]:
+    return search.search(requests, config, max_tokens=4096, batch_size=size)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("name", ["lightconv", "dynamicconv", "attention"])
+def test_in_strict_mode_no_bit_depends_on_the_batch(name: str, precision: torch.dtype) -> None:
+    search = search_of(build(name), precision)
+    many = name == "lightconv" and precision is torch.float32
+    requests = requests_of(500 if many else 40)
+    config = replace(CONFIG, strict=True)
+    expected = searched(search, requests, config, 64)
+    assert all(len(found) == 4 for found in expected)
+    for size in BATCH_SIZES:
+        assert searched(search, requests, config, size) == expected
+    order = torch.randperm(len(requests), generator=torch.Generator().manual_seed(1)).tolist()
+    shuffled = searched(search, [requests[index] for index in order], config, 7)
+    assert shuffled == [expected[index] for index in order]
+
+
+def test_in_strict_mode_without_the_library_each_is_computed_alone() -> None:
+    search = search_of(build("lightconv", backend=Backend.torch))
+    config, requests = replace(CONFIG, strict=True), requests_of(12)
+    expected = searched(search, requests, config, 1)
+    assert searched(search, requests, config, 64) == expected
+
+
+def test_otherwise_the_batch_moves_hardly_a_line() -> None:
+    search, requests = search_of(build("lightconv")), requests_of(500)
+    expected = searched(search, requests, CONFIG, 1)
+    for size in (7, 64, 500):
+        found = searched(search, requests, CONFIG, size)
+        same = sum(
+            [each.tokens for each in ours] == [each.tokens for each in theirs]
+            for ours, theirs in zip(found, expected, strict=True)
+        )
+        assert same >= 0.999 * len(requests)
+
+
+@pytest.mark.parametrize("name", ["lightconv", "dynamicconv", "attention"])
+@pytest.mark.parametrize("options", [{}, {"sampling": True}, {"beam_groups": 2, "diversity": 0.3}])
+def test_the_library_finds_what_is_found_without_it(name: str, options: dict[str, Any]) -> None:
+    requests, config = requests_of(60), replace(CONFIG, **options)
+    found = searched(search_of(build(name)), requests, config, 16)
+    plain = searched(search_of(build(name, backend=Backend.torch)), requests, config, 16)
+    assert [[each.tokens for each in item] for item in found] == [
+        [each.tokens for each in item] for item in plain
+    ]
+    for ours, theirs in zip(found, plain, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.token_scores == pytest.approx(other.token_scores, abs=1e-5)
+
+
+def test_weights_are_those_of_now() -> None:
+    model = build("lightconv")
+    search, requests = search_of(model), requests_of(8)
+    before = searched(search, requests, CONFIG, 8)
+    with torch.no_grad():
+        model.decoder.layers[1].feed_forward.outer.weight.mul_(-2.0)
+    after = searched(search, requests, CONFIG, 8)
+    assert after != before
+    assert after == searched(search_of(model), requests, CONFIG, 8)
+
+
+def test_nothing_is_found_for_no_source() -> None:
+    search = search_of(build("lightconv"))
+    empty = Request([], 0, [])
+    found = searched(search, [empty, *requests_of(2), empty], CONFIG, 8)
+    assert [len(item) for item in found] == [0, 4, 4, 0]
+    assert searched(search, [empty], CONFIG, 8) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("backend", "fields", "reason"),
+    [
+        (Backend.torch, {}, "kernels is not native"),
+        (Backend.native, {"renormalize_edges": True}, "renormalised"),
+    ],
+)
+def test_int8_needs_the_library(backend: Backend, fields: dict[str, Any], reason: str) -> None:
+    model = build("dynamicconv", backend=backend, **fields)
+    with pytest.raises(ConfigError, match=f"int8 is of the C.. decoder, but .*{reason}"):
+        search_of(model, torch.int8)

@@ -1,0 +1,230 @@
+"""The decoder in C++ against the one it is defined by: mixers, types, any order of rows."""
+
+from collections.abc import Callable
+from math import inf, nan
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightconv_mt.mixers import MIXERS
+from lightconv_mt.model.native_decoder import NativeDecoder, unsupported
+from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
+from lightconv_mt.ops import decoder_step, native
+
+VOCAB, BEAM, STEPS = 77, 3, 40
+CONV = {"encoder_kernel_sizes": [3], "decoder_kernel_sizes": [1, 6]}
+MODELS: dict[str, dict[str, Any]] = {
+    "lightconv": {**CONV, "num_heads": 3},
+    "dynamicconv": {**CONV, "num_heads": 3, "decoder_conv_dim": 33},
+    "depthwise": {**CONV, "decoder_glu": False},
+    "attention": {},
+}
+LARGEST = 127
+
+
+def build(name: str, *, pre_norm: bool = False, dim: int = 30, **fields: Any) -> Seq2SeqTransformer:
+    torch.manual_seed(1)
+    config = ModelConfig(
+        mixer=MIXERS[name](**{**MODELS.get(name, {}), **fields}),
+        dim=dim,
+        ffn_dim=44,
+        num_heads=2,
+        encoder_layers=1,
+        decoder_layers=2,
+        pre_norm=pre_norm,
+    )
+    sizes = {"src_vocab_size": VOCAB, "tgt_vocab_size": VOCAB, "src_pad_id": 0, "tgt_pad_id": 0}
+    model = Seq2SeqTransformer(config, **sizes).eval()
+    for parameter in model.parameters():  # biases and norms that matter
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, mean=0.3, std=0.5)
+    return model
+
+
+def encoded(model: Seq2SeqTransformer, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(len(lengths))
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    src = torch.randint(4, VOCAB, mask.shape, generator=generator).masked_fill(~mask, 0)
+    return model.encode(src, mask), mask
+
+
+def need_library(march: str = "native") -> Any:
+    try:
+        return native.load_library(march)
+    except native.NativeUnavailableError as error:
+        pytest.skip(f"no native kernels for {march}: {error}")
+
+
+def compare(model: Seq2SeqTransformer, decoder: NativeDecoder) -> float:
+    """The largest difference of logits, with rows of a beam shuffled and sentences leaving."""
+    generator = torch.Generator().manual_seed(1)
+    worst = 0.0
+    memory, mask = encoded(model, [19, 15, 3])
+    expected, found = model.start(memory, mask, BEAM), decoder.start(memory, mask, BEAM)
+    sentences = 3
+    for position in range(STEPS):
+        tokens = torch.randint(4, VOCAB, (sentences * BEAM, 1), generator=generator)
+        theirs, expected = model.decode_step(tokens, expected)
+        ours, found = decoder.decode_step(tokens, found)
+        assert not theirs.isnan().any()
+        worst = max(worst, float((ours - theirs).abs().nan_to_num(inf).max()))
+        kept = torch.arange(sentences)
+        if position in (11, 23):
+            kept = torch.tensor([0, 2] if position == 11 else [1])
+        sentences = len(kept)
+        within = torch.randint(0, BEAM, (sentences, BEAM), generator=generator)
+        rows = (within + kept[:, None] * BEAM).flatten()
+        expected, found = (state.reorder(rows).keep(kept) for state in (expected, found))
+    return worst
+
+
+@pytest.mark.parametrize("march", ["native", "x86-64", "x86-64-v3"])
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_steps_equal_the_definition(
+    name: str, pre_norm: bool, march: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = need_library(march)
+    monkeypatch.setattr(decoder_step, "load_library", lambda: library)
+    model = build(name, pre_norm=pre_norm)
+    assert compare(model, NativeDecoder(model, torch.float32)) < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("attention", {"decoder_windows": [1, 9], "encoder_windows": [3]}),
+        ("lightconv", {"normalize": False}),
+        ("dynamicconv", {"normalize": False, "decoder_conv_dim": None}),
+    ],
+)
+@torch.inference_mode()
+def test_options_of_mixers(name: str, fields: dict[str, Any]) -> None:
+    need_library()
+    model = build(name, **fields)
+    assert compare(model, NativeDecoder(model, torch.float32)) < 2e-5
+
+
+def rounded(model: Seq2SeqTransformer, linear: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Put another product of inputs and weights into every matrix of the decoder."""
+    for layer in model.decoder.layers:
+        for module in layer.modules():
+            if isinstance(module, nn.Linear) and module not in (
+                layer.source_attention.key,
+                layer.source_attention.value,
+            ):
+                module.forward = _with_bias(module, linear)  # type: ignore[method-assign]
+    model.project = lambda hidden: linear(hidden, model.output_weight)  # type: ignore[method-assign]
+
+
+def _with_bias(
+    module: nn.Linear, linear: Callable[[Tensor, Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    return lambda x: linear(x, module.weight) + (0 if module.bias is None else module.bias)
+
+
+def bf16_product(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(x.bfloat16().float(), weight.bfloat16().float())
+
+
+def int8_product(x: Tensor, weight: Tensor) -> Tensor:
+    tiny = torch.finfo(torch.float32).tiny  # the row of padding is zero
+    x_scale = (x.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=tiny)
+    scale = (weight.abs().amax(-1) / LARGEST).clamp(min=tiny)
+    return F.linear((x / x_scale).round(), (weight / scale[:, None]).round()) * x_scale * scale
+
+
+@pytest.mark.parametrize("march", ["native", "x86-64", "x86-64-v3"])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("dtype", "product", "tolerance"),
+    [(torch.bfloat16, bf16_product, 0.007), (torch.int8, int8_product, 0.025)],
+)
+@torch.inference_mode()
+def test_low_precision_is_what_it_says(
+    name: str,
+    dtype: torch.dtype,
+    product: Callable[[Tensor, Tensor], Tensor],
+    tolerance: float,
+    march: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    library = need_library(march)
+    monkeypatch.setattr(decoder_step, "load_library", lambda: library)
+    model = build(name)
+    decoder = NativeDecoder(model, dtype)
+    far = compare(model, decoder)
+    rounded(model, product)
+    # A sum that rounds the other way moves what follows by a unit of the last place.
+    near = compare(model, decoder)
+    assert near < tolerance < far
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_no_bit_depends_on_the_rows_beside_it(name: str, dtype: torch.dtype) -> None:
+    need_library()
+    model = build(name)
+    decoder = NativeDecoder(model, dtype)
+    memory, mask = encoded(model, [9] * 40)
+    together = decoder.start(memory, mask, 1)
+    alone = [decoder.start(memory[n : n + 1], mask[n : n + 1], 1) for n in range(40)]
+    entered = alone[0]
+    for state in alone[1:]:
+        entered = entered.join(state)
+    first = decoder.start(memory[:1], mask[:1], 1)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(9):
+        tokens = torch.randint(4, VOCAB, (40, 1), generator=generator)
+        ours, together = decoder.decode_step(tokens, together)
+        joined, entered = decoder.decode_step(tokens, entered)
+        own, first = decoder.decode_step(tokens[:1], first)
+        assert torch.equal(ours, joined)
+        assert torch.equal(ours[:1], own)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@torch.inference_mode()
+def test_nan_stays_in_its_row(dtype: torch.dtype) -> None:
+    need_library()
+    model = build("lightconv")
+    model.tgt_embedding.weight.data[5, 7] = nan
+    model.output_projection = nn.Parameter(torch.randn(VOCAB, 30))
+    decoder = NativeDecoder(model, dtype)
+    memory, mask = encoded(model, [4, 6])
+    state = decoder.start(memory, mask, 2)
+    logits, _ = decoder.decode_step(torch.tensor([[6], [5], [7], [8]]), state)
+    assert logits[:, 0].isnan().all(1).tolist() == [False, True, False, False]
+    assert not logits[[0, 2, 3]].isnan().any()
+
+
+@torch.inference_mode()
+def test_several_tokens_at_once() -> None:
+    need_library()
+    model = build("dynamicconv")
+    decoder = NativeDecoder(model, torch.float32)
+    memory, mask = encoded(model, [4, 6])
+    tokens = torch.randint(4, VOCAB, (2, 5))
+    expected, _ = model.decode_step(tokens, model.start(memory, mask, 1))
+    found, state = decoder.decode_step(tokens, decoder.start(memory, mask, 1))
+    assert found.shape == (2, 5, VOCAB)
+    assert torch.allclose(found, expected, atol=2e-5)
+    assert state.positions.tolist() == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "reason"),
+    [
+        ("conv", {}, "ConvMixer"),
+        ("average_attention", {}, "AverageAttentionMixer"),
+        ("dynamicconv", {"renormalize_edges": True}, "renormalised"),
+    ],
+)
+def test_what_it_cannot_run_is_named(name: str, fields: dict[str, Any], reason: str) -> None:
+    assert reason in (unsupported(build(name, **fields)) or "")
+    assert unsupported(build("lightconv")) is None
