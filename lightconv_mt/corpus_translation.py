@@ -4,6 +4,7 @@ The chunks that are done lie in a folder beside the output, so that the same com
 there after any interruption, with as many processes as it then has.
 """
 
+import glob
 import hashlib
 import json
 import logging
@@ -33,7 +34,7 @@ from lightconv_mt.errors import DataError
 from lightconv_mt.run_folder import check_same, find_checkpoint, lock_run
 from lightconv_mt.train.checkpoint import weights_digest
 from lightconv_mt.train.distributed import Distributed, join_processes
-from lightconv_mt.train.storage import replace_text
+from lightconv_mt.train.storage import remove_folder, replace_text
 from lightconv_mt.translation import (
     check_outputs,
     format_translation,
@@ -102,6 +103,8 @@ def _translate_file(
 def _open_folder(config: TranslateConfig, folder: Path, held: ExitStack) -> bool:
     """Lock the folder, new or to be gone on with; returns whether the output is there already."""
     now, started = _settings(config), folder / STARTED
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.tmp-*"):
+        shutil.rmtree(leftover)  # of one that was interrupted as its very last
     if not started.exists():
         check_outputs(config)
     held.enter_context(lock_run(folder, key="output", work="written"))
@@ -116,7 +119,7 @@ def _open_folder(config: TranslateConfig, folder: Path, held: ExitStack) -> bool
     stored, output = stored_chunks(folder), Path(str(config.output))
     if output.is_file() and stored and is_joined(stored, output):
         # It was interrupted when all was done but this.
-        shutil.rmtree(folder)
+        remove_folder(folder)
         logger.info("%s is finished; nothing to do", output)
         return True
     check_outputs(config)
@@ -227,7 +230,7 @@ def _finish(config: TranslateConfig, folder: Path, num_chunks: int) -> None:
     join_chunks(stored, [Path(str(name)) for name in outputs_of(config)])
     report = TranslationReport(**total_counts(stored.values()))
     logger.info("translated: %s", report.text)
-    shutil.rmtree(folder)
+    remove_folder(folder)
 
 
 def _settings(config: TranslateConfig) -> dict[str, Any]:

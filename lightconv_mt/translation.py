@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lightconv_mt.assemble import load_translator, open_output
 from lightconv_mt.config import NbestFormat, TranslateConfig
-from lightconv_mt.data.lines import decode_line, read_lines, without_mark
+from lightconv_mt.data.lines import decode_line, read_lines, read_raw_lines, without_mark
 from lightconv_mt.decode.alignment import pharaoh
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translation, Translator
@@ -118,10 +118,7 @@ def format_translation(number: int, translation: Translation, config: TranslateC
 
 def _read(translator: Translator, path: str | None) -> Iterator[str]:
     """Lines of a file or standard input; what is no UTF-8 is counted."""
-    if path is not None:
-        yield from read_lines(path)
-        return
-    for raw in without_mark(sys.stdin.buffer):
+    for raw in without_mark(sys.stdin.buffer) if path is None else read_raw_lines(path):
         line, replaced = decode_line(raw)
         translator.report.bad_utf8 += replaced
         yield line
