@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format lint type check-kernels test-gpu reliability bench-ops bench-gpu clean
+.PHONY: help install demo test check format lint type check-kernels test-gpu reliability bench-decode bench-ops bench-gpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
@@ -50,6 +50,9 @@ lint: $(STAMP) ## find mistakes and departures from the house style
 
 type: $(STAMP) ## check the types of the library
 	$(BIN)/mypy
+
+bench-decode: $(STAMP) ## time decoding beside a plain search and CTranslate2 (SENTENCES=file CORPUS="files")
+	$(BIN)/python scripts/bench_decode.py $(SENTENCES) $(CORPUS)
 
 bench-ops: $(STAMP) ## time the convolutions on one and two threads
 	$(BIN)/python scripts/bench_ops.py

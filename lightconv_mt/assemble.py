@@ -1,19 +1,16 @@
-"""The only place that wires objects from configurations: train, evaluate, what translates."""
+"""Wires objects from configurations: what trains and what translates."""
 
 import copy
 import json
 import logging
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 import torch
 
 from lightconv_mt.config import (
     Device,
-    EvalConfig,
     Precision,
     RuntimeConfig,
     TrainRunConfig,
@@ -22,12 +19,10 @@ from lightconv_mt.config import (
 from lightconv_mt.data.batching import TokenBatcher
 from lightconv_mt.data.corpus import read_corpus, read_source
 from lightconv_mt.data.encoded import encode_corpus
-from lightconv_mt.data.lines import read_lines
 from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.decode.long_lines import LongLines
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import ConfigError, DataError
-from lightconv_mt.evaluation import check_scoring, read_test_data, score_all, scores_json
 from lightconv_mt.model.ensemble import Ensemble
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops import resolve_backend
@@ -171,32 +166,6 @@ def _train(
     _finish(run_dir, config, store, validator, distributed)
     return 0
 
-
-def evaluate(config: EvalConfig) -> int:
-    """Score a run or existing translations and print a line a metric; returns the exit code."""
-    start_runtime(config.runtime)
-    data = read_test_data(config)
-    check_scoring(config)
-    if config.hyp is not None:
-        hypotheses = list(read_lines(config.hyp))
-    else:
-        assert config.run_dir is not None
-        if data.src is None:
-            raise DataError(
-                "nothing to translate; give src=FILE and ref=FILE, or test_set and langpair"
-            )
-        translator = load_translator(
-            config.run_dir, config.checkpoint, config.runtime, config.max_source_tokens
-        )
-        found = translator.translate(data.src, config.decode, max_tokens=config.max_tokens)
-        hypotheses = [translation.text for translation in found]
-    if config.output is not None:
-        _write_whole(Path(config.output), "".join(f"{line}\n" for line in hypotheses))
-    scores = score_all(config, hypotheses, data)
-    if config.json is not None:
-        _write_whole(Path(config.json), scores_json(scores))
-    for each in scores:
-        sys.stdout.write(f"{each.text}\n")
     return 0
 
 
@@ -340,26 +309,3 @@ def _finish(
     results["decode"] = to_plain(config.decode)
     if distributed.is_main:
         replace_text(run_dir / "bleu.json", json.dumps(results, indent=1) + "\n")
-
-
-@contextmanager
-def open_output(path: str | None) -> Iterator[BinaryIO]:
-    """Standard output, or a file that appears under its name when it is whole."""
-    if path is None:
-        yield sys.stdout.buffer
-        return
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        temporary.replace(target)
-    except OSError as error:
-        raise DataError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    with open_output(str(path)) as file:
-        file.write(text.encode())

@@ -85,19 +85,23 @@ def _compose_and_run(command: str, arguments: list[str]) -> int:
 
 
 def _run(command: str, plain: dict[str, Any]) -> int:
-    from lightconv_mt import assemble, config
+    from lightconv_mt import config
 
     if command == "prepare":
         from lightconv_mt.preparation import prepare_data
 
         return prepare_data(config.to_typed(config.PrepareConfig, plain))
+    if command == "eval":
+        from lightconv_mt.evaluation.command import evaluate
+
+        return evaluate(config.to_typed(config.EvalConfig, plain))
+    from lightconv_mt import assemble
+
     if command == "train":
         return assemble.train(config.to_typed(config.TrainRunConfig, plain))
-    if command == "translate":
-        from lightconv_mt import corpus_translation
+    from lightconv_mt import corpus_translation
 
-        return corpus_translation.translate(config.to_typed(config.TranslateConfig, plain))
-    return assemble.evaluate(config.to_typed(config.EvalConfig, plain))
+    return corpus_translation.translate(config.to_typed(config.TranslateConfig, plain))
 
 
 def _guarded(function: Callable[[], int]) -> int:

@@ -11,6 +11,7 @@ from lightconv_mt.data.tokenizer import TokenizerConfig, Vocabulary
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.long_lines import LongLines
 from lightconv_mt.errors import CheckpointError, ConfigError
+from lightconv_mt.evaluation.contradictions import contradiction
 from lightconv_mt.mixers import MIXERS, MixerConfig
 from lightconv_mt.model.transformer import ModelConfig, Tying
 from lightconv_mt.ops.dispatch import Backend
@@ -69,6 +70,23 @@ class NbestFormat(Enum):
     """
 
     text = "text"
+    tsv = "tsv"
+    jsonl = "jsonl"
+
+
+class Significance(Enum):
+    """How chance is told from a difference: paired bootstrap, or approximate randomization."""
+
+    bootstrap = "bootstrap"
+    randomization = "randomization"
+
+
+class ScoreFormat(Enum):
+    """How the likelihood of references is written.
+
+    `tsv` line, reference, log-probability, tokens and perplexity; `jsonl` an object of the same.
+    """
+
     tsv = "tsv"
     jsonl = "jsonl"
 
@@ -221,23 +239,34 @@ class TranslateConfig:
 
 @dataclass(kw_only=True)
 class EvalConfig:
-    """`lcmt-eval`: score translations that a run makes, or that `hyp` holds, against references.
+    """`lcmt-eval`: score translations that runs make, or that files hold, against references.
 
     What is scored: `hyp` against `ref`; a run's translations of `src` against `ref`; of `test_set`;
-    or, with `run_dir` alone, of the test set of the run's own configuration.
+    or, with `run_dir` alone, of the test set of the run's own configuration. Several files or runs
+    are compared with the first; an ensemble is scored by its translations, as a file.
     """
 
-    run_dir: str | None = None
+    run_dir: list[str] = field(default_factory=list)
     src: str | None = None
     ref: list[str] = field(default_factory=list)  # one file for each reference
-    hyp: str | None = None
+    hyp: list[str] = field(default_factory=list)  # one file for each system
     test_set: str | None = None  # SacreBLEU's name, such as wmt14/full
     langpair: str | None = None  # of test_set or of ref, such as en-de
     metrics: list[Metric] = field(default_factory=lambda: [Metric.bleu, Metric.chrf, Metric.ter])
     tokenize: str | None = None  # None: SacreBLEU's choice for the metric and language
     lowercase: bool = False
     paper_scoring: bool = False  # BLEU of Moses' words besides, with and without compounds split
-    output: str | None = None  # writes the translations
+    allow_tokenized: bool = False  # score text that looks tokenised all the same
+    confidence: bool = False  # mean and 95 % interval of one system; several always have them
+    significance: Significance = Significance.bootstrap  # of several systems' differences
+    resamples: int = 1000  # of the bootstrap
+    by_length: bool = False  # scores by length of the source, else of the reference
+    worst: int = 0  # sentences to show, by sentence chrF if that is a metric, else the first metric
+    latency: bool = False  # translates sentences one by one besides, and times them
+    latency_sentences: int = 200  # at most, spread over the test set
+    score: bool = False  # how likely the run finds each reference, instead of translating
+    score_format: ScoreFormat = ScoreFormat.tsv
+    output: list[str] = field(default_factory=list)  # takes the translations: a file for each run
     json: str | None = None  # writes the scores
     checkpoint: str = "auto"
     max_tokens: int = 4096
@@ -247,40 +276,11 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         _check_checkpoint(self.checkpoint)
-        _check_positive(self, "max_tokens")
+        _check_positive(self, "max_tokens", "latency_sentences")
         _check_source_tokens(self)
-        if self.run_dir is None and self.hyp is None:
-            raise ConfigError(
-                "nothing to score; give run_dir=RUN (a run folder) or hyp=FILE (translations)"
-            )
-        if self.run_dir is not None and self.hyp is not None:
-            raise ConfigError(
-                "both run_dir and hyp are given; score a run or existing translations, not both"
-            )
-        if self.test_set is not None and (self.src is not None or self.ref):
-            raise ConfigError(
-                "test_set brings its own source and references; leave out src and ref, or test_set"
-            )
-        if self.test_set is not None and self.langpair is None:
-            raise ConfigError(
-                "test_set and langpair go together, such as test_set=wmt14/full langpair=en-de"
-            )
-        if self.langpair is not None and self.test_set is None and not self.ref:
-            raise ConfigError("langpair names the languages of test_set or ref; give one of them")
-        if self.paper_scoring and self.run_dir is None and self.langpair is None:
-            raise ConfigError(
-                "paper_scoring goes by the target language; give langpair, such as langpair=en-de"
-            )
-        if self.hyp is not None and self.test_set is None and not self.ref:
-            raise ConfigError("hyp needs references; give ref=FILE, or test_set and langpair")
-        if self.src is not None and not self.ref:
-            raise ConfigError(
-                "src needs references; give ref=FILE, or use lcmt-translate to translate only"
-            )
-        if self.run_dir is not None and self.ref and self.src is None:
-            raise ConfigError("ref needs the source to translate; give src=FILE as well")
-        if not self.metrics:
-            raise ConfigError("metrics is empty; give at least one of bleu, chrf, ter")
+        found = contradiction(self)
+        if found is not None:
+            raise ConfigError(found)
 
 
 def to_typed(root: type[Root], plain: dict[str, Any]) -> Root:

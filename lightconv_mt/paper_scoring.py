@@ -6,12 +6,15 @@ tokenisation goes in.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from sacrebleu.metrics.bleu import BLEU, BLEUScore, BLEUSignature
 
 from lightconv_mt.errors import ConfigError
-from lightconv_mt.scoring import Score, check_streams, metric_score
+from lightconv_mt.scoring import Score, score_by
 
 if TYPE_CHECKING:
     from sacremoses import MosesTokenizer
@@ -29,8 +32,6 @@ def paper_scores(
 ) -> list[Score]:
     """Score a corpus as the papers before SacreBLEU did.
 
-    BLEU without smoothing, as multi-bleu.perl and fairseq-score count it.
-
     Args:
         hypotheses: one detokenised line a sentence.
         references: one or more streams of as many lines.
@@ -44,23 +45,82 @@ def paper_scores(
         ConfigError: when sacremoses is not installed.
         DataError: when line counts differ or there is nothing to score.
     """
-    from sacrebleu import BLEU
+    return score_by(paper_metrics(tgt_lang, lowercase=lowercase), hypotheses, references)
 
-    check_streams(hypotheses, references)
+
+def paper_metrics(tgt_lang: str, *, lowercase: bool = False) -> list["PaperBleu"]:
+    """The two metrics of `paper_scores`; arguments as there.
+
+    Raises:
+        ConfigError: when sacremoses is not installed.
+    """
     tokenizer = moses_tokenizer(tgt_lang)
-    streams = [
-        [tokenizer.tokenize(line, return_str=True) for line in stream]
-        for stream in (hypotheses, *references)
+
+    @lru_cache(maxsize=100_000)  # both metrics see the same lines
+    def words(line: str) -> str:
+        text: str = tokenizer.tokenize(line, return_str=True)
+        return text
+
+    return [
+        PaperBleu("tokenised BLEU", words, "kept", tgt_lang=tgt_lang, lowercase=lowercase),
+        PaperBleu(
+            "compound-split BLEU",
+            lambda line: split_compounds(words(line)),
+            "split",
+            tgt_lang=tgt_lang,
+            lowercase=lowercase,
+        ),
     ]
-    scores = []
-    for name, compounds in (("tokenised BLEU", "kept"), ("compound-split BLEU", "split")):
-        if compounds == "split":
-            streams = [[split_compounds(line) for line in stream] for stream in streams]
-        bleu = BLEU(lowercase=lowercase, tokenize="none", smooth_method="none", force=True)
-        found = metric_score(bleu, streams[0], streams[1:])
-        words = f"|words:moses-{tgt_lang}-sacremoses-{version('sacremoses')}|compounds:{compounds}"
-        scores.append(Score(name=name, value=found.value, signature=found.signature + words))
-    return scores
+
+
+class PaperSignature(BLEUSignature):
+    """BLEU's, followed by what made the words."""
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        """Take the metric's attributes."""
+        super().__init__(args)
+        self.words = args["words"]
+
+    def format(self, short: bool = False) -> str:
+        """The signature; `short` abbreviates sacrebleu's keys."""
+        return f"{super().format(short)}|{self.words}"
+
+
+class PaperBleu(BLEU):
+    """BLEU of given words without smoothing, as multi-bleu.perl and fairseq-score count it."""
+
+    _SIGNATURE_TYPE = PaperSignature
+
+    def __init__(
+        self,
+        name: str,
+        split: Callable[[str], str],
+        compounds: str,
+        *,
+        tgt_lang: str,
+        lowercase: bool,
+    ) -> None:
+        """Count words that a function makes.
+
+        Args:
+            name: of the scores.
+            split: puts spaces between the words of a line.
+            compounds: what it does with them, for the signature.
+            tgt_lang: likewise.
+            lowercase: regardless of case.
+        """
+        super().__init__(lowercase=lowercase, tokenize="none", smooth_method="none", force=True)
+        self.name, self.split = name, split
+        moses = f"moses-{tgt_lang}-sacremoses-{version('sacremoses')}"
+        self.words = f"words:{moses}|compounds:{compounds}"
+
+    def _preprocess_segment(self, sent: str) -> str:
+        return super()._preprocess_segment(self.split(sent))
+
+    def _compute_score_from_stats(self, stats: list[int]) -> BLEUScore:
+        found = super()._compute_score_from_stats(stats)
+        found.name = self.name
+        return found
 
 
 def split_compounds(line: str) -> str:

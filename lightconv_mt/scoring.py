@@ -1,4 +1,4 @@
-"""BLEU, chrF and TER by sacrebleu, ROUGE by rouge-score, with signatures; test sets by name."""
+"""BLEU, chrF and TER by sacrebleu, ROUGE beside them, with signatures; test sets by name."""
 
 import logging
 import os
@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from lightconv_mt.errors import ConfigError, DataError
@@ -30,16 +29,28 @@ class Score:
         name: as sacrebleu spells it: BLEU, chrF2, TER; ROUGE-1 and the like.
         value: unrounded, 0 to 100 (TER may exceed 100).
         signature: sacrebleu's, or one in its form, with the version of what computed it.
+        mean: of the bootstrap resamples; None where there are none.
+        interval: half the width of their 95 % confidence interval.
+        p_value: of the difference to another system; None where there is none.
     """
 
     name: str
     value: float
     signature: str
+    mean: float | None = None
+    interval: float | None = None
+    p_value: float | None = None
 
     @property
     def text(self) -> str:
-        """The figure to two decimals, followed by the signature."""
-        return f"{self.name} = {self.value:.2f} {self.signature}"
+        """The figure to two decimals, its interval if there is one, and the signature."""
+        interval = f" ({self.interval_text})" if self.mean is not None else ""
+        return f"{self.name} = {self.value:.2f}{interval} {self.signature}"
+
+    @property
+    def interval_text(self) -> str:
+        """Mean and interval in sacrebleu's words; empty where there are none."""
+        return f"μ = {self.mean:.2f} ± {self.interval:.2f}" if self.mean is not None else ""
 
 
 def score(
@@ -50,11 +61,9 @@ def score(
     tokenize: str | None = None,
     lowercase: bool = False,
     tgt_lang: str | None = None,
+    resamples: int = 0,
 ) -> list[Score]:
     """Score a corpus as the sacrebleu command does, and by ROUGE.
-
-    ROUGE is the F-measure of stemmed words, the mean over lines, of English text: a line's best
-    reference counts. ROUGE-L sees a summary as one sentence.
 
     Args:
         hypotheses: one detokenised line a sentence.
@@ -64,27 +73,52 @@ def score(
             ko have their own) and otherwise takes 13a.
         lowercase: BLEU regardless of case; as in the command, chrF stays cased and TER never is.
         tgt_lang: language code of the references.
+        resamples: of the bootstrap that gives each score its interval; 0 gives none.
 
     Raises:
         ConfigError: when a metric or tokenizer does not exist or is not installed.
         DataError: when line counts differ or there is nothing to score.
     """
-    unknown = [name for name in metrics if name not in METRICS + ROUGES]
-    if unknown or not metrics:
-        raise ConfigError(
-            f"metrics has {unknown or 'no entry'}; choose from {', '.join(METRICS + ROUGES)}"
-        )
+    with joined_warnings():
+        built = build_metrics(metrics, tokenize=tokenize, lowercase=lowercase, tgt_lang=tgt_lang)
+        return score_by(built, hypotheses, references, resamples=resamples)
+
+
+def score_by(
+    metrics: Sequence["Metric"],
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    resamples: int = 0,
+) -> list[Score]:
+    """Score a corpus by metrics of sacrebleu's kind; arguments and errors as of `score`.
+
+    The interval is that of `sacrebleu --confidence`, seeded as there by SACREBLEU_SEED.
+    """
     check_streams(hypotheses, references)
     # The command strips line ends in the same way before it scores.
     outputs = [line.rstrip() for line in hypotheses]
     streams = [[line.rstrip() for line in stream] for stream in references]
-    with _one_warning():
-        return [
-            _rouge(name, outputs, streams)
-            if name in ROUGES
-            else metric_score(_metric(name, tokenize, lowercase, tgt_lang), outputs, streams)
-            for name in metrics
-        ]
+    return [metric_score(metric, outputs, streams, resamples=resamples) for metric in metrics]
+
+
+def build_metrics(
+    names: Sequence[str],
+    *,
+    tokenize: str | None = None,
+    lowercase: bool = False,
+    tgt_lang: str | None = None,
+) -> list["Metric"]:
+    """The metrics of some names; arguments and errors as of `score`."""
+    unknown = [name for name in names if name not in METRICS + ROUGES]
+    if unknown or not names:
+        raise ConfigError(
+            f"metrics has {unknown or 'no entry'}; choose from {', '.join(METRICS + ROUGES)}"
+        )
+    return [
+        build_metric(name, tokenize=tokenize, lowercase=lowercase, tgt_lang=tgt_lang)
+        for name in names
+    ]
 
 
 def check_streams(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
@@ -101,9 +135,32 @@ def check_streams(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
             )
 
 
-def _metric(name: str, tokenize: str | None, lowercase: bool, tgt_lang: str | None) -> "Metric":
+def build_metric(
+    name: str,
+    *,
+    tokenize: str | None = None,
+    lowercase: bool = False,
+    tgt_lang: str | None = None,
+    effective_order: bool = False,
+) -> "Metric":
+    """One metric.
+
+    Args:
+        name: of METRICS or ROUGES.
+        tokenize: as of `score`.
+        lowercase: as of `score`.
+        tgt_lang: as of `score`.
+        effective_order: BLEU leaves out orders without n-grams, as fits single sentences.
+
+    Raises:
+        ConfigError: when the tokenizer does not exist, or a library is not installed.
+    """
     from sacrebleu import BLEU, CHRF, TER
 
+    if name in ROUGES:
+        from lightconv_mt.rouge import Rouge
+
+        return Rouge(name)
     if name == "chrf":
         return CHRF()
     if name == "ter":
@@ -114,7 +171,12 @@ def _metric(name: str, tokenize: str | None, lowercase: bool, tgt_lang: str | No
             f"target language's own"
         )
     try:
-        return BLEU(lowercase=lowercase, tokenize=tokenize, trg_lang=tgt_lang or "")
+        return BLEU(
+            lowercase=lowercase,
+            tokenize=tokenize,
+            trg_lang=tgt_lang or "",
+            effective_order=effective_order,
+        )
     except (RuntimeError, ImportError, OSError) as error:
         wanted = f"tokenize={tokenize}" if tokenize else f"the BLEU tokenizer of {tgt_lang!r}"
         raise ConfigError(
@@ -124,36 +186,21 @@ def _metric(name: str, tokenize: str | None, lowercase: bool, tgt_lang: str | No
 
 
 def metric_score(
-    metric: "Metric", hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+    metric: "Metric",
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    resamples: int = 0,
 ) -> Score:
-    """What a metric of sacrebleu gives, with its signature."""
-    result = metric.corpus_score(hypotheses, references)
+    """What a metric of sacrebleu gives, with its signature; `resamples` as of `score`."""
+    result = metric.corpus_score(hypotheses, references, n_bootstrap=resamples or 1)
     signature = metric.get_signature().format()
-    return Score(name=result.name, value=float(result.score), signature=signature)
-
-
-def _rouge(name: str, hypotheses: list[str], references: list[list[str]]) -> Score:
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise ConfigError(
-            f"metrics={name} needs rouge-score; pip install 'lightconv-mt[summaries]'"
-        ) from error
-    scorer = RougeScorer([name], use_stemmer=True)
-    lines = zip(hypotheses, zip(*references, strict=True), strict=True)
-    found = [scorer.score_multi(targets, output)[name].fmeasure for output, targets in lines]
-    signature = (
-        f"nrefs:{len(references)}|stem:porter|mean:lines|rouge-score:{version('rouge-score')}"
-    )
-    return Score(
-        name=f"ROUGE-{name.removeprefix('rouge')}",
-        value=100.0 * sum(found) / len(found),
-        signature=signature,
-    )
+    interval = (float(result._mean), float(result._ci)) if resamples else (None, None)
+    return Score(result.name, float(result.score), signature, *interval)
 
 
 @contextmanager
-def _one_warning() -> Iterator[None]:
+def joined_warnings() -> Iterator[None]:
     """Join what sacrebleu warns of (input that looks tokenised) into one warning of ours."""
     messages: list[str] = []
 

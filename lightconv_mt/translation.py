@@ -5,11 +5,12 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
-from lightconv_mt.assemble import load_translator, open_output
+from lightconv_mt.assemble import load_translator
 from lightconv_mt.config import NbestFormat, TranslateConfig
 from lightconv_mt.data.lines import decode_line, read_lines, read_raw_lines, without_mark
 from lightconv_mt.decode.alignment import pharaoh
@@ -39,7 +40,7 @@ def translate_stream(config: TranslateConfig) -> int:
     translator = open_translator(config)
     is_interactive = config.input is None and config.output is None and at_terminal()
     with ExitStack() as stack:
-        output, *others = (stack.enter_context(open_output(path)) for path in outputs_of(config))
+        output, *others = (stack.enter_context(_open_output(path)) for path in outputs_of(config))
         found = translator.translate_stream(
             prompted_lines() if is_interactive else _read(translator, config.input),
             search_of(config),
@@ -122,3 +123,21 @@ def _read(translator: Translator, path: str | None) -> Iterator[str]:
         line, replaced = decode_line(raw)
         translator.report.bad_utf8 += replaced
         yield line
+
+
+@contextmanager
+def _open_output(path: str | None) -> Iterator[BinaryIO]:
+    """Standard output, or a file that appears under its name when it is whole."""
+    if path is None:
+        yield sys.stdout.buffer
+        return
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(target)
+    except OSError as error:
+        raise DataError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,38 +1,47 @@
-"""Time decoding: sentences a second of this engine beside a plain beam search, sides interleaved.
+"""Time decoding: sentences a second of this engine beside a plain beam search and CTranslate2.
 
 Every sentence of a file is translated with exactly --length tokens (EOS included), so that figures
 depend on the models' sizes alone, which have random weights. The plain search runs the decoder over
-the whole prefix at each step and sorts normalised probabilities. Both sides must find the same
-tokens before anything is timed. Of several rounds the median counts; memory is the largest resident
-size of the process after a case.
+the whole prefix at each step and sorts normalised probabilities. CTranslate2, where it is
+installed, has the weights of the attention model and makes as many steps. Before anything is timed,
+float32 must find the tokens of the plain search, and CTranslate2 those of float32. Sides take
+turns; of several rounds the median counts. Memory is the most that was resident in a case.
 """
 
 import argparse
 import platform
-import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ctranslate2_peer import Translate, load_peer
 from lightconv_mt.data.lines import read_lines
 from lightconv_mt.data.tokenizer import TokenizerConfig, TokenizerPair, build_tokenizers
+from lightconv_mt.decode import batch_search, beam_search
+from lightconv_mt.decode.batch_search import BatchSearch, Request
 from lightconv_mt.decode.config import DecodeConfig
-from lightconv_mt.decode.translator import Translator
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.embedding import token_positions
-from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
+from lightconv_mt.model.native_decoder import NativeDecoder
+from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
 from lightconv_mt.ops import Backend, resolve_backend
 from lightconv_mt.train.memory import keep_freed_memory
 
 SIZES = {"tiny": (4, 128, 256), "small": (6, 256, 1024)}  # layers a side, dim, ffn_dim
 KERNELS = {4: [3, 7, 15, 31], 6: [3, 7, 15, 31, 31, 31]}
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-Sides = dict[str, Callable[[], object]]
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+PEERS = {"float32": "float32", "int8": "int8 "}  # of CTranslate2, by its own names
+COLUMNS = (*PRECISIONS, "plain", *PEERS.values())
+Sources = list[list[int]]
 
 
 def main() -> None:
@@ -53,68 +62,206 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(arguments.threads)
-    lines = list(read_lines(arguments.sentences))
+    lines = list(read_lines(arguments.sentences))[: arguments.count]
     corpus = [line for path in arguments.corpus for line in read_lines(path)]
     tokenizers = build_tokenizers(TokenizerConfig(vocab_size=arguments.vocabulary), corpus, [])
+    eos = tokenizers.src.ids.eos
+    sources = [[*row, eos] for row in tokenizers.src.encode_batch(lines)]
     print(
         f"{date.today()}  {platform.processor() or platform.machine()}  torch {torch.__version__}"
         f"  {arguments.threads} threads  {Path(arguments.sentences).name}  "
         f"{arguments.length} tokens each"
     )
-    print(f"{'sentences/s':<34}{'fp32':>9}{'bf16':>9}{'plain fp32':>12}{'ratio':>8}{'peak MB':>9}")
+    print(f"{'':<36}{'sentences/s':>27}{'':>9}{'CTranslate2':>18}{'peak':>8}")
+    print(f"{'':<36}" + "".join(f"{name:>9}" for name in COLUMNS) + f"{'MB':>8}")
     for size in arguments.sizes:
         for mixer in ("lightconv", "dynamicconv", "attention"):
-            for beam_size, batch_size in ((5, 64), (1, 64), (5, 1), (1, 1)):
-                bench(arguments, lines, tokenizers, size, mixer, beam_size, batch_size)
+            bench(arguments, sources, tokenizers, size, mixer)
+    limits = {name: matrix_speed(dtype) for name, dtype in list(PRECISIONS.items())[:2]}
+    print("\nwhere the milliseconds of a step of 64 sentences go, beam 5, LightConv")
+    print(
+        f"{'':<14}{'encoder':>9}{'decoder':>9}{'ranking':>9}{'books':>9}{'decoder GFLOP/s':>17}"
+        f"{'torch.mm':>10}"
+    )
+    for size in arguments.sizes:
+        for name in PRECISIONS:
+            show_parts(arguments, sources, tokenizers, size, name, limits)
 
 
 def bench(
     arguments: argparse.Namespace,
-    lines: list[str],
+    sources: Sources,
     tokenizers: TokenizerPair,
     size: str,
     mixer: str,
-    beam_size: int,
-    batch_size: int,
 ) -> None:
-    """Check both sides on one case, then time them in turn."""
-    count = arguments.count if batch_size > 1 else arguments.single
-    taken = lines[:count]
-    translators = {
-        name: build(tokenizers, size, mixer, dtype) for name, dtype in PRECISIONS.items()
-    }
-    length = arguments.length - 1
-    config = DecodeConfig(
-        beam_size=beam_size, min_length=length, max_length=length, early_stop=True
-    )
-    few = taken[: min(arguments.plain, batch_size)]
-    ours = translators["fp32"].translate(few, config, batch_size=batch_size)
-    theirs = plain_translations(translators["fp32"], few, config)
-    same = sum(one.text == other for one, other in zip(ours, theirs, strict=True))
-    assert same >= 0.95 * len(few), f"{same} of {len(few)} agree"  # ties and rounding aside
-    sides: Sides = {
-        name: lambda one=one: one.translate(taken, config, batch_size=batch_size)
-        for name, one in translators.items()
-    }
-    sides["plain"] = lambda: plain_translations(translators["fp32"], few, config)
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(arguments.rounds):
-        for name, side in sides.items():
+    """Check all sides on every case of one model, then time them in turn."""
+    model = build(tokenizers, size, mixer)
+    ids = tokenizers.tgt.ids
+    searches = {name: search_of(model, tokenizers, dtype) for name, dtype in PRECISIONS.items()}
+    peers: dict[str, Translate] = {}
+    if mixer == "attention":
+        peers = load_peer(model, eos=ids.eos, bos=ids.bos, threads=arguments.threads)
+    check(arguments, sources, searches["fp32"], peers)
+    for beam_size, batch_size in ((5, 64), (1, 64), (5, 1), (1, 1)):
+        taken = sources if batch_size > 1 else sources[: arguments.single]
+        few = sources[: min(arguments.plain, batch_size)]
+        config = config_of(arguments, beam_size)
+        plain = partial(plain_search, model, few, config, ids.bos, ids.eos)
+        sides: dict[str, tuple[int, Callable[[], object]]] = {
+            name: (len(taken), partial(find, search, taken, config, batch_size))
+            for name, search in searches.items()
+        }
+        sides["plain"] = len(few), plain
+        for name, theirs in peers.items():
+            call = partial(theirs, taken, beam_size, batch_size, arguments.length)
+            sides[PEERS[name]] = len(taken), call
+        rates, peak = timed(sides, arguments.rounds)
+        cells = [f"{rates[name]:9.1f}" if name in rates else f"{'':9}" for name in COLUMNS]
+        title = f"{size} {mixer}, beam {beam_size}, batch {batch_size}"
+        print(f"{title:<36}" + "".join(cells) + f"{peak:8.0f}", flush=True)
+
+
+def timed(
+    sides: dict[str, tuple[int, Callable[[], object]]], rounds: int
+) -> tuple[dict[str, float], float]:
+    """Sentences a second of each side, medians of rounds in turn, and peak memory in MB."""
+    rates = defaultdict(list)
+    forget_peak()
+    for _ in range(rounds):
+        for name, (count, side) in sides.items():
             start = time.perf_counter()
             side()
-            done = len(few) if name == "plain" else len(taken)
-            rates[name].append(done / (time.perf_counter() - start))
-    fp32, bf16, plain = (statistics.median(rates[name]) for name in sides)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    title = f"{size} {mixer}, beam {beam_size}, batch {batch_size}"
-    print(
-        f"{title:<34}{fp32:9.1f}{bf16:9.1f}{plain:12.1f}{max(fp32, bf16) / plain:7.1f}x{peak:9.0f}",
-        flush=True,
+            rates[name].append(count / (time.perf_counter() - start))
+    return {name: statistics.median(each) for name, each in rates.items()}, peak_megabytes()
+
+
+def check(
+    arguments: argparse.Namespace,
+    sources: Sources,
+    search: BatchSearch,
+    peers: dict[str, Translate],
+) -> None:
+    """Stop unless all sides find the same tokens, ties and rounding aside."""
+    few = sources[: arguments.plain]
+    model = search.model
+    assert isinstance(model, Seq2SeqTransformer)
+    for beam_size in (5, 1):
+        config = config_of(arguments, beam_size)
+        ours = [list(found[0].tokens) for found in find(search, few, config, 64)]
+        plain = plain_search(model, few, config, search.tgt_ids.bos, search.tgt_ids.eos)
+        same = sum(one == other for one, other in zip(ours, plain, strict=True))
+        assert same >= 0.95 * len(few), f"{same} of {len(few)} agree"
+    if "float32" in peers:  # greedy, as it chooses between beams without EOS
+        theirs = peers["float32"](few, 1, 64, arguments.length)
+        same = sum(one[:-1] == other[:-1] for one, other in zip(ours, theirs, strict=True))
+        assert same >= 0.95 * len(few), f"{same} of {len(few)} agree with CTranslate2"
+
+
+def show_parts(
+    arguments: argparse.Namespace,
+    sources: Sources,
+    tokenizers: TokenizerPair,
+    size: str,
+    name: str,
+    limits: dict[str, float],
+) -> None:
+    """Time the parts of a search with clocks around them; medians of the rounds."""
+    model = build(tokenizers, size, "lightconv")
+    search = search_of(model, tokenizers, PRECISIONS[name])
+    config = config_of(arguments, 5)
+    find(search, sources[:64], config, 64)
+    rounds = []
+    for _ in range(arguments.rounds):
+        spent: dict[str, float] = defaultdict(float)
+        with (
+            clock(spent, "encoder", search, "_start"),
+            clock(spent, "decoder", NativeDecoder, "decode_step"),
+            clock(spent, "ranking", beam_search, "rank_continuations"),
+            clock(spent, "ranking", beam_search, "log_partition"),
+        ):
+            start = time.perf_counter()
+            find(search, sources, config, 64)
+            spent["all"] = time.perf_counter() - start
+        rounds.append(spent)
+    steps = arguments.length * len(sources) / 64
+    parts = {
+        part: 1e3 * statistics.median(spent[part] for spent in rounds) / steps for part in rounds[0]
+    }
+    parts["books"] = parts.pop("all") - sum(parts.values())
+    speed = 2 * 320 * products(model) / (1e6 * parts["decoder"])
+    limit = f"{limits[name]:10.0f}" if name in limits else ""
+    cells = "".join(f"{parts[part]:9.2f}" for part in ("encoder", "decoder", "ranking", "books"))
+    print(f"{size + ' ' + name:<14}{cells}{speed:17.0f}{limit}", flush=True)
+
+
+def products(model: Seq2SeqTransformer) -> int:
+    """Multiply-adds of the matrices that a row meets in a step."""
+    matrices = sum(
+        module.weight.numel() for module in model.decoder.modules() if isinstance(module, nn.Linear)
+    )
+    for layer in model.decoder.layers:  # those of the source are not multiplied at each step
+        source = layer.source_attention
+        matrices -= source.key.weight.numel() + source.value.weight.numel()
+    return matrices + model.output_weight.numel()
+
+
+def matrix_speed(dtype: torch.dtype) -> float:
+    """GFLOP/s of a large product of torch, the best of ten."""
+    left, right = torch.randn(2, 1536, 1536).to(dtype)
+    best = 0.0
+    for _ in range(10):
+        start = time.perf_counter()
+        left @ right
+        best = max(best, 2 * 1536**3 / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+@contextmanager
+def clock(spent: dict[str, float], part: str, owner: object, name: str) -> Iterator[None]:
+    """Add up the time in a function."""
+    function = getattr(owner, name)
+
+    def timed(*arguments: object, **options: object) -> object:
+        start = time.perf_counter()
+        try:
+            return function(*arguments, **options)
+        finally:
+            spent[part] += time.perf_counter() - start
+
+    with mock.patch.object(owner, name, timed):
+        yield
+
+
+def config_of(arguments: argparse.Namespace, beam_size: int) -> DecodeConfig:
+    """Exactly as many tokens as asked for."""
+    length = arguments.length - 1
+    return DecodeConfig(beam_size=beam_size, min_length=length, max_length=length)
+
+
+def find(
+    search: BatchSearch, sources: Sources, config: DecodeConfig, batch_size: int
+) -> list[list[batch_search.Hypothesis]]:
+    """What this engine finds."""
+    requests = [Request(source, line, []) for line, source in enumerate(sources)]
+    return search.search(requests, config, max_tokens=4096, batch_size=batch_size)
+
+
+def search_of(
+    model: Seq2SeqTransformer, tokenizers: TokenizerPair, dtype: torch.dtype
+) -> BatchSearch:
+    """A search in one precision."""
+    return BatchSearch(
+        model,
+        src_ids=tokenizers.src.ids,
+        tgt_ids=tokenizers.tgt.ids,
+        device=torch.device("cpu"),
+        precision=dtype,
     )
 
 
-def build(tokenizers: TokenizerPair, size: str, mixer: str, dtype: torch.dtype) -> Translator:
-    """A translator with random weights, the same for every precision."""
+def build(tokenizers: TokenizerPair, size: str, mixer: str) -> Seq2SeqTransformer:
+    """A model with random weights, of which no token is the likeliest everywhere."""
     layers, dim, ffn_dim = SIZES[size]
     kernels = (
         {}
@@ -127,7 +274,7 @@ def build(tokenizers: TokenizerPair, size: str, mixer: str, dtype: torch.dtype) 
         }
     )
     torch.manual_seed(1)
-    model = Seq2SeqTransformer(
+    return Seq2SeqTransformer(
         ModelConfig(
             mixer=MIXERS[mixer](**kernels),
             dim=dim,
@@ -135,49 +282,54 @@ def build(tokenizers: TokenizerPair, size: str, mixer: str, dtype: torch.dtype) 
             num_heads=4,
             encoder_layers=layers,
             decoder_layers=layers,
+            tying=Tying.none,
         ),
         src_vocab_size=tokenizers.src.vocab_size,
         tgt_vocab_size=tokenizers.tgt.vocab_size,
         src_pad_id=tokenizers.src.ids.pad,
         tgt_pad_id=tokenizers.tgt.ids.pad,
         backend=resolve_backend(Backend.auto, device=torch.device("cpu")),
-    )
-    return Translator(model.eval(), tokenizers, device=torch.device("cpu"), precision=dtype)
+    ).eval()
 
 
-def plain_translations(
-    translator: Translator, lines: Sequence[str], config: DecodeConfig
-) -> list[str]:
-    """Translate one batch of lines, the decoder reading all of every prefix at every step."""
-    model, ids = translator.model, translator.tokenizers.tgt.ids
-    beam, length = config.beam_size, config.min_length
-    sources = [
-        [*row, translator.tokenizers.src.ids.eos]
-        for row in translator.tokenizers.src.encode_batch(list(lines))
-    ]
-    lengths = torch.tensor([len(row) for row in sources])
-    src = torch.full((len(sources), int(lengths.max())), ids.pad)
-    for index, row in enumerate(sources):
-        src[index, : len(row)] = torch.tensor(row)
-    src_mask = torch.arange(src.shape[1]) < lengths[:, None]
+def forget_peak() -> None:
+    """Let Linux count the most resident memory anew."""
+    path = Path("/proc/self/clear_refs")
+    if path.exists():
+        path.write_text("5")
+
+
+def peak_megabytes() -> float:
+    """The most resident memory since then; NaN where there is no /proc."""
+    path = Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if "VmHWM" in line), float("nan"))
+
+
+def plain_search(
+    model: Seq2SeqTransformer, sources: Sources, config: DecodeConfig, bos: int, eos: int
+) -> list[list[int]]:
+    """Search one batch, the decoder reading all of every prefix at every step."""
+    beam, length, pad = config.beam_size, config.min_length, model.tgt_embedding.pad_id
+    src, src_mask = batch_search.padded(sources, pad, torch.device("cpu"))
     with torch.inference_mode():
         memory = model.encode(src, src_mask).repeat_interleave(beam, 0)
         src_mask = src_mask.repeat_interleave(beam, 0)
-        tokens = torch.full((len(memory), 1), ids.bos)
+        tokens = torch.full((len(memory), 1), bos)
         totals = torch.full((len(sources), beam), float("-inf"))
         totals[:, 0] = 0.0
         for _ in range(length):
             logp = _last_logp(model, tokens, memory, src_mask)
-            logp[:, [ids.pad, ids.eos]] = float("-inf")
+            logp[:, [pad, eos]] = float("-inf")
             scores = logp.view(len(sources), beam, -1) + totals[:, :, None]
             totals, places = scores.flatten(1).sort(dim=1, descending=True)
             totals, places = totals[:, :beam], places[:, :beam]
             rows = places // logp.shape[1] + torch.arange(0, len(tokens), beam)[:, None]
             words = places % logp.shape[1]
             tokens = torch.cat([tokens[rows.flatten()], words.view(-1, 1)], dim=1)
-        totals = totals + _last_logp(model, tokens, memory, src_mask)[:, ids.eos].view_as(totals)
+        totals = totals + _last_logp(model, tokens, memory, src_mask)[:, eos].view_as(totals)
         best = totals.argmax(1) + torch.arange(0, len(tokens), beam)
-    return [translator.tokenizers.tgt.decode(row) for row in tokens[best, 1:].tolist()]
+    return [[*row, eos] for row in tokens[best, 1:].tolist()]
 
 
 def _last_logp(

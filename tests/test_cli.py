@@ -314,8 +314,6 @@ def test_what_is_odd_about_lines_is_counted(run_dir: Path, tmp_path: Path) -> No
         assert done.stdout.count(b"\n") == len(lines)
         assert f"translated: {counts}, {count}".encode() in done.stderr.splitlines()[-1]
         assert b"line 6 " in done.stderr
-        (longest,) = done.stdout.splitlines()[-1:]
-        assert (len(longest.split()) > 20_000) == (kind == "split")
         files = [f"input={tmp_path / 'in'}", f"output={tmp_path / kind}"]
         whole = command(*words, f"long_lines={kind}", *files)
         assert (tmp_path / kind).read_bytes() == done.stdout
@@ -331,13 +329,12 @@ def test_control_c_ends_a_translation_quietly(run_dir: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as process:
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(b"alpha\n" * 20_000)
+        process.stdin.write(b"alpha\n" * 3)
         process.stdin.flush()
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=90)
+        _, err = process.communicate(timeout=90)
     assert process.returncode == 130
-    assert out.endswith(b"\n")
     assert b"Traceback" not in err and b"error" not in err
 
 
@@ -422,7 +419,7 @@ def test_existing_translations_are_scored_as_by_sacrebleu(tmp_path: Path) -> Non
     ref.write_text("one\n")
     done = command("eval", f"hyp={hyp}", f"ref={ref}")
     assert done.returncode == 3
-    assert b"2 hypotheses do not fit the 1 lines of the reference" in done.stderr
+    assert f"{hyp} has 2 lines but {ref} has 1;".encode() in done.stderr
 
 
 def test_a_test_set_that_is_not_there_takes_one_line(run_dir: Path, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Text to BLEU on a toy language: train, resume, average, translate, score."""
 
 import json
+import math
 import os
 import random
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from lightconv_mt.config import (
     EvalConfig,
     NbestFormat,
     RuntimeConfig,
+    ScoreFormat,
     TrainRunConfig,
     TranslateConfig,
 )
@@ -27,6 +30,7 @@ from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
 from lightconv_mt.data.tokenizer import TokenizerConfig, build_tokenizers
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.errors import CheckpointError, ConfigError, DataError
+from lightconv_mt.evaluation.command import evaluate
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig
 from lightconv_mt.run_folder import lock_run
@@ -34,6 +38,7 @@ from lightconv_mt.train.checkpoint import CheckpointConfig, CheckpointStore
 from lightconv_mt.train.loop import LoopConfig, Trainer
 from lightconv_mt.train.optim import OptimConfig
 from lightconv_mt.train.schedule import InverseSqrtConfig
+from lightconv_mt.typed import to_yaml
 
 WORDS = ["ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu"]
 
@@ -132,13 +137,13 @@ def test_a_toy_language_is_learned(
     assert assemble.train(config) == 0
     capsys.readouterr()
     evaluation = EvalConfig(
-        run_dir=config.run_dir,
+        run_dir=[config.run_dir],
         json=str(tmp_path / "scores.json"),
-        output=str(tmp_path / "hypotheses"),
+        output=[str(tmp_path / "hypotheses")],
         decode=DecodeConfig(beam_size=4),
         runtime=config.runtime,
     )
-    assert assemble.evaluate(evaluation) == 0
+    assert evaluate(evaluation) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line.split(" = ")[0] for line in printed] == ["BLEU", "chrF2", "TER"]
     assert "nrefs:1|case:mixed" in printed[0]
@@ -166,6 +171,121 @@ def test_a_model_without_case_is_validated_without_case(configure: Configure) ->
     assert "case:lc" in results["average"]["signature"]
     translator = assemble.load_translator(config.run_dir, "auto", config.runtime)
     assert translator.tokenizers.src.encode("BA DE") == translator.tokenizers.src.encode("ba de")
+
+
+def test_runs_are_compared_and_timed(
+    configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [configure(run=name, steps=2, seed=seed) for seed, name in enumerate("ab", 1)]
+    for config in runs:
+        assemble.train(config)
+    capsys.readouterr()
+    evaluation = EvalConfig(
+        run_dir=[config.run_dir for config in runs],
+        output=[str(tmp_path / "a.txt"), str(tmp_path / "b.txt")],
+        json=str(tmp_path / "json"),
+        resamples=50,
+        latency=True,
+        latency_sentences=3,
+        decode=DecodeConfig(beam_size=1, max_length=8),
+        runtime=runs[0].runtime,
+    )
+    assert evaluate(evaluation) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "json").read_text())
+    assert [each["system"] for each in found] == [runs[0].run_dir] * 3 + [runs[1].run_dir] * 3
+    for record, config in zip(found[::3], runs, strict=True):
+        translator = assemble.load_translator(config.run_dir, "auto", config.runtime)
+        speed = record["speed"]
+        assert speed["sentences"] == 50 and speed["latency"]["sentences"] == 3
+        assert speed["sentences_per_second"] == pytest.approx(50 / speed["seconds"])
+        assert 2**26 < speed["peak_memory_bytes"] < 2**34
+        lines = Path(tmp_path / f"{Path(config.run_dir).name}.txt").read_text().split("\n")[:-1]
+        assert speed["tokens"] == sum(map(len, translator.tokenizers.tgt.encode_batch(lines)))
+        test = config.data.test
+        assert test is not None and test.src is not None
+        sources = Path(test.src).read_text().splitlines()
+        again = translator.translate(sources, evaluation.decode)
+        assert [each.text for each in again] == lines
+    # The files score as the runs do.
+    assert test.tgt is not None
+    evaluation.run_dir, evaluation.hyp, evaluation.ref = [], evaluation.output, [test.tgt]
+    evaluation.output, evaluation.allow_tokenized = [], True
+    assert evaluate(evaluation) == 0
+    again = capsys.readouterr().out
+    for config, path in zip(runs, evaluation.hyp, strict=True):
+        again = again.replace(path, config.run_dir)
+    assert [line.split() for line in again.splitlines()] == [
+        line.split() for line in printed.splitlines()
+    ]
+
+
+def test_references_are_scored_by_force(
+    configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configure(steps=2)
+    assemble.train(config)
+    capsys.readouterr()
+    for name, text in (("src", "ba de\n\nfi\n"), ("r1", "den ban\nx\nfin\n"), ("r2", "a\n\nfin\n")):
+        (tmp_path / name).write_text(text)
+    evaluation = EvalConfig(
+        run_dir=[config.run_dir],
+        src=str(tmp_path / "src"),
+        ref=[str(tmp_path / "r1"), str(tmp_path / "r2")],
+        score=True,
+        json=str(tmp_path / "json"),
+        decode=config.decode,
+        runtime=config.runtime,
+    )
+    assert evaluate(evaluation) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows] == [[line, ref] for line in "123" for ref in "12"]
+    translator = assemble.load_translator(config.run_dir, "auto", config.runtime)
+    pairs = [
+        ("ba de", "den ban"),
+        ("ba de", "a"),
+        ("", "x"),
+        ("", ""),
+        ("fi", "fin"),
+        ("fi", "fin"),
+    ]
+    expected = [translator.score([src], [ref])[0] for src, ref in pairs]
+    assert [int(row[3]) for row in rows] == [each.tokens for each in expected]
+    for row, each in zip(rows, expected, strict=True):
+        assert float(row[2]) == pytest.approx(each.log_prob, abs=1e-4)
+        assert float(row[4]) == pytest.approx(math.exp(-each.log_prob / each.tokens), rel=1e-4)
+    assert rows[4][2:] == rows[5][2:]
+    total = json.loads((tmp_path / "json").read_text())
+    assert total["tokens"] == sum(each.tokens for each in expected)
+    assert total["log_prob"] == pytest.approx(sum(float(row[2]) for row in rows), abs=1e-4)
+    assert total["perplexity"] == pytest.approx(math.exp(-total["log_prob"] / total["tokens"]))
+    # To a file, the sums are what is printed.
+    evaluation.output, evaluation.score_format = [str(tmp_path / "out")], ScoreFormat.jsonl
+    assert evaluate(evaluation) == 0
+    assert capsys.readouterr().out.startswith(f"perplexity {total['perplexity']:.4f} a token, ")
+    records = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert [[str(each["line"]), str(each["reference"])] for each in records] == [
+        row[:2] for row in rows
+    ]
+    assert [f"{each['log_prob']:.6f}" for each in records] == [row[2] for row in rows]
+
+
+def test_runs_that_do_not_go_together_are_refused(configure: Configure) -> None:
+    first, other = configure(run="a", steps=1), configure(run="b", steps=1)
+    other.data = replace(other.data, test=other.data.valid)
+    third = configure(run="c", steps=1)
+    third.data = replace(third.data, tgt_lang="zz")
+    for config in (first, other, third):
+        Path(config.run_dir).mkdir()
+        (Path(config.run_dir) / "config.yaml").write_text(to_yaml(config))
+    evaluation = EvalConfig(
+        run_dir=[first.run_dir, other.run_dir], decode=first.decode, runtime=first.runtime
+    )
+    with pytest.raises(DataError, match=r"have different test sets \(data.test\)"):
+        evaluate(evaluation)
+    evaluation.run_dir[1] = third.run_dir
+    with pytest.raises(DataError, match=r"data.tgt_lang is yy in one and zz in the other"):
+        evaluate(evaluation)
 
 
 def test_one_line_in_is_one_line_out(configure: Configure, tmp_path: Path) -> None:

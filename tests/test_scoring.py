@@ -75,6 +75,8 @@ def test_scores_equal_the_commands(
 
 def test_text_has_two_decimals_and_the_signature() -> None:
     assert Score("BLEU", 27.305, "nrefs:1|case:mixed").text == "BLEU = 27.30 nrefs:1|case:mixed"
+    given = Score("BLEU", 27.305, "v", mean=27.295, interval=1.0, p_value=0.5)
+    assert given.text == "BLEU = 27.30 (μ = 27.30 ± 1.00) v"
     (perfect,) = score(["Das ist gut so."], [["Das ist gut so."]], metrics=["bleu"])
     assert perfect.text.startswith("BLEU = 100.00 nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|")
 

@@ -74,7 +74,9 @@ def read_raw_lines(path: str | Path) -> Iterator[bytes]:
 def without_mark(raw_lines: Iterable[bytes]) -> Iterator[bytes]:
     """The lines without a byte-order mark at the very beginning."""
     lines = iter(raw_lines)
-    for first in lines:
+    # Once at its end, a terminal must not be asked again: it would wait for more.
+    first = next(lines, None)
+    if first is not None:
         yield first.removeprefix(_BOM)
         yield from lines
 

@@ -15,10 +15,12 @@ from torch import Tensor
 from lightconv_mt.data.tokenizer_base import SpecialIds
 from lightconv_mt.decode.beam_search import beam_search
 from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.trace import Hypothesis
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import DataError
 from lightconv_mt.interop.fairseq import parameter_name, rename_parameters
 from lightconv_mt.interop.fairseq_architecture import read_architecture
+from lightconv_mt.model.native_decoder import NativeDecoder, unsupported
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops import Backend, dynamicconv, lightconv, mask_outside_taps
 from lightconv_mt.train.checkpoint import load_model_tensors
@@ -50,10 +52,15 @@ TOLERANCES = {
     "gradient norm": Tolerance(1e-4),
     "beam score": Tolerance(1e-5),
     "beam hypothesis": Tolerance(0.0),
+    # With the decoder in C++.
+    "C++ beam score": Tolerance(1e-5),
+    "C++ beam hypothesis": Tolerance(0.0),
     # Of the checkpoint files, turned into run folders.
     "imported log-probability": Tolerance(5e-5),
     "imported beam score": Tolerance(1e-5),
     "imported beam hypothesis": Tolerance(0.0),
+    "imported C++ beam score": Tolerance(1e-5),
+    "imported C++ beam hypothesis": Tolerance(0.0),
     "imported translation": Tolerance(0.0),
 }
 
@@ -263,18 +270,39 @@ def _read_beams(folder: Path) -> Iterator[_Beams]:
 def _compare_beams(
     case: str, model: Seq2SeqTransformer, ids: SpecialIds, run: _Beams, *, kind: str = ""
 ) -> Iterator[Comparison]:
-    """Hypotheses and scores of a recorded beam search."""
+    """Hypotheses and scores of a recorded beam search, with the decoder in C++ too."""
+    decoders: list[tuple[str, Seq2SeqTransformer | NativeDecoder]] = [("", model)]
+    single = model.output_weight.dtype is torch.float32
+    if single and model.backend is Backend.native and unsupported(model) is None:
+        decoders.append(("C++ ", NativeDecoder(model, torch.float32)))
+    for where, decoder in decoders:
+        with torch.inference_mode():
+            found = _searched(model, decoder, ids, run)
+        yield from _compare_hypotheses(case, found, run, kind=kind + where)
+
+
+def _searched(
+    model: Seq2SeqTransformer,
+    decoder: Seq2SeqTransformer | NativeDecoder,
+    ids: SpecialIds,
+    run: _Beams,
+) -> list[list[Hypothesis]]:
     src_mask = run.src != ids.pad
-    with torch.inference_mode():
-        state = model.start(model.encode(run.src, src_mask), src_mask, run.config.beam_size)
-        found = beam_search(
-            model.decode_step,
-            state,
-            src_lengths=src_mask.sum(dim=1),
-            ids=ids,
-            config=run.config,
-            backend=model.backend,
-        )
+    state: Any = decoder.start(model.encode(run.src, src_mask), src_mask, run.config.beam_size)
+    step: Any = decoder.decode_step
+    return beam_search(
+        step,
+        state,
+        src_lengths=src_mask.sum(dim=1),
+        ids=ids,
+        config=run.config,
+        backend=model.backend,
+    )
+
+
+def _compare_hypotheses(
+    case: str, found: list[list[Hypothesis]], run: _Beams, *, kind: str
+) -> Iterator[Comparison]:
     for sentence, (ours, theirs) in enumerate(zip(found, run.hypotheses, strict=True)):
         place = f"{case}, sentence {sentence}"
         differing = sum(

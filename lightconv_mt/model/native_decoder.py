@@ -37,6 +37,10 @@ class LayerMemory:
     values: Tensor
     grows: bool
 
+    def __post_init__(self) -> None:
+        for tensor in (self.frames, self.keys, self.values):
+            assert tensor.is_contiguous() and tensor.dtype is torch.float32, tensor.stride()
+
     @property
     def words(self) -> list[int]:
         """The five words of a `Memory`."""
@@ -168,8 +172,8 @@ class NativeDecoder:
             layers.append(
                 LayerMemory(
                     torch.empty(batch, capacity, beam_size, channels),
-                    F.pad(keys, (0, room - length)),
-                    F.pad(values, (0, 0, 0, room - length)),
+                    F.pad(keys, (0, room - length)).contiguous(),
+                    F.pad(values, (0, 0, 0, room - length)).contiguous(),
                     grows=grows,
                 )
             )

@@ -123,6 +123,7 @@ def decoder_step(
         places,
         logits,
     )
+    assert all(tensor.is_contiguous() for tensor in addresses)
     call = _CALL.pack(
         *(tensor.data_ptr() for tensor in addresses),
         len(tokens),

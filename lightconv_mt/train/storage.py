@@ -108,7 +108,7 @@ def replace_text(path: Path, text: str) -> None:
     temporary = _aside(path)
     try:
         announce("write", temporary)
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         _sync([temporary])
         announce("rename", path)
         os.replace(temporary, path)

@@ -12,7 +12,7 @@ from lightconv_mt.assemble import load_translator
 from lightconv_mt.cli import ROOTS
 from lightconv_mt.compose import compose
 from lightconv_mt.config import EvalConfig, load_run_config, to_typed
-from lightconv_mt.evaluation import read_test_data
+from lightconv_mt.evaluation.data import read_test_data
 from lightconv_mt.run_folder import find_checkpoint
 from lightconv_mt.schemas import read_root
 from lightconv_mt.scoring import score

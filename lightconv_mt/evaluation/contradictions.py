@@ -1,0 +1,79 @@
+"""What keys of lcmt-eval cannot be given together; needs no torch."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightconv_mt.config import EvalConfig
+
+
+def contradiction(config: "EvalConfig") -> str | None:
+    """The first thing wrong between keys and what to do about it; None where nothing is."""
+    checks = (_systems, _data, _scoring, _likelihood)
+    return next((message for check in checks for message in check(config)), None)
+
+
+def _systems(config: "EvalConfig") -> Iterator[str]:
+    """Who is scored."""
+    if not config.run_dir and not config.hyp:
+        yield "nothing to score; give run_dir=RUN (a run folder) or hyp=FILE (translations)"
+    if config.run_dir and config.hyp:
+        yield "both run_dir and hyp are given; score runs or existing translations, not both"
+    systems = config.run_dir or config.hyp
+    key = "run_dir" if config.run_dir else "hyp"
+    for name in systems:
+        if not name.strip():
+            yield f"{key} has an empty name; give {key}=NAME"
+        if systems.count(name) > 1:
+            yield f"{key} names {name} twice; give each system once"
+    if config.output and config.hyp:
+        yield "output takes the translations of a run; leave it out where hyp holds them"
+    if config.output and len(config.output) != len(systems):
+        yield (
+            f"output names {len(config.output)} files for {len(systems)} runs; give one for each, "
+            f"such as output=[first.txt,second.txt]"
+        )
+
+
+def _data(config: "EvalConfig") -> Iterator[str]:
+    """What they are scored on."""
+    if config.test_set is not None and (config.src is not None or config.ref):
+        yield "test_set brings its own source and references; leave out src and ref, or test_set"
+    if config.test_set is not None and config.langpair is None:
+        yield "test_set and langpair go together, such as test_set=wmt14/full langpair=en-de"
+    if config.langpair is not None and config.test_set is None and not config.ref:
+        yield "langpair names the languages of test_set or ref; give one of them"
+    if config.hyp and config.test_set is None and not config.ref:
+        yield "hyp needs references; give ref=FILE, or test_set and langpair"
+    if config.src is not None and not config.ref:
+        yield "src needs references; give ref=FILE, or use lcmt-translate to translate only"
+    if config.run_dir and config.ref and config.src is None:
+        yield "ref needs the source to translate; give src=FILE as well"
+
+
+def _scoring(config: "EvalConfig") -> Iterator[str]:
+    """How."""
+    if not config.metrics:
+        yield "metrics is empty; give at least one of bleu, chrf, ter"
+    for metric in config.metrics:
+        if config.metrics.count(metric) > 1:
+            yield f"metrics has {metric.name} twice; give each once"
+    if config.paper_scoring and not config.run_dir and config.langpair is None:
+        yield "paper_scoring goes by the target language; give langpair, such as langpair=en-de"
+    if config.resamples < 40:
+        yield f"resamples is {config.resamples}; give 40 or more, a 95 % interval needs them"
+    if config.worst < 0:
+        yield f"worst is {config.worst}; give the number of sentences to show, 0 for none"
+    if config.latency and not config.run_dir:
+        yield "latency is of a run that translates; give run_dir=RUN in place of hyp"
+
+
+def _likelihood(config: "EvalConfig") -> Iterator[str]:
+    """What does not go with score=true, which translates nothing."""
+    if not config.score:
+        return
+    if len(config.run_dir) != 1:
+        yield "score=true asks one run how likely it finds the references; give one run_dir"
+    for key in ("paper_scoring", "confidence", "by_length", "worst", "latency"):
+        if getattr(config, key):
+            yield f"score=true translates nothing that {key} could be of; leave out one of the two"
