@@ -25,9 +25,11 @@ from lightconv_mt.config import Device, NbestFormat, RuntimeConfig, TranslateCon
 from lightconv_mt.corpus_translation import translate
 from lightconv_mt.data import chunks
 from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.long_lines import LongLines, join_texts
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import ConfigError, DataError
 from lightconv_mt.ops import Backend
+from lightconv_mt.run_folder import lock_run
 from lightconv_mt.translation import open_translator, translate_stream
 
 # Started in place of lcmt-translate: process 1 kills itself with its second chunk, the first time.
@@ -344,6 +346,56 @@ def test_what_cannot_work_is_refused_at_once(config: TranslateConfig, tmp_path: 
     (folder_of(config) / "started.json").write_text("{")
     with pytest.raises(DataError, match=r"started\.json is damaged; remove .*out\.chunks"):
         translate(config)
+
+
+def test_a_folder_has_one_command_at_a_time(config: TranslateConfig) -> None:
+    with (
+        lock_run(folder_of(config), key="output", work="written"),
+        pytest.raises(ConfigError, match=r"out\.chunks is being written by process \d+ on"),
+    ):
+        translate(config)
+
+
+@pytest.mark.parametrize(
+    ("cut_in_training", "wanted", "found"),
+    [
+        (None, None, LongLines.split),
+        (20, None, LongLines.truncate),
+        (20, LongLines.split, LongLines.split),
+        (None, LongLines.truncate, LongLines.truncate),
+    ],
+)
+def test_long_lines_are_truncated_where_training_did(
+    config: TranslateConfig,
+    tmp_path: Path,
+    cut_in_training: int | None,
+    wanted: LongLines | None,
+    found: LongLines,
+) -> None:
+    run_dir = write_toy_run(tmp_path / "other", truncate_source=cut_in_training)
+    one = replace(config, run_dir=[str(run_dir)], long_lines=wanted)
+    assert open_translator(one).long_lines is found
+
+
+def test_a_line_in_parts_has_the_texts_scores_and_links_of_its_parts(
+    config: TranslateConfig,
+) -> None:
+    translator = open_translator(config)
+    sentences = ["ba de.", "fi go hu!", "ka le mi no?"] * 12
+    search = replace(config.decode, alignments=True, nbest=2)
+    whole, other = translator.translate([" ".join(sentences), "ba"], search)
+    parts = translator.translate(sentences, search)
+    assert other.text == translator.translate(["ba"], search)[0].text
+    assert whole.text == join_texts([part.text for part in parts])
+    assert whole.score == pytest.approx(sum(part.score for part in parts))
+    assert len(whole.nbest) == 2
+    links, before, made = [], 0, 0
+    for sentence, part in zip(sentences, parts, strict=True):
+        assert part.alignment is not None
+        links += [(source + before, output + made) for source, output in part.alignment]
+        before, made = before + len(sentence.split()), made + len(part.text.split())
+    assert whole.alignment == tuple(links)
+    assert len(links) > len(sentences)
 
 
 def test_several_processes_need_files(
