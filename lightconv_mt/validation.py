@@ -1,10 +1,10 @@
 """What a validation measures: loss and BLEU on held-out pairs, sample translations, pictures."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from lightconv_mt.data.batching import Batch, BatchConfig, collate, pack_by_length
 from lightconv_mt.data.corpus import SentencePair
@@ -16,6 +16,9 @@ from lightconv_mt.train.distributed import Distributed
 from lightconv_mt.train.loss import LabelSmoothedLoss, sum_loss
 from lightconv_mt.train.pictures import draw_model
 from lightconv_mt.train.state import Validation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Validator:
@@ -91,7 +94,7 @@ class Validator:
             tgt_lang=self.tgt_lang,
         )[0]
 
-    def _figures(self) -> dict[str, Figure]:
+    def _figures(self) -> "dict[str, Figure]":
         if not self.shown:
             return {}
         tokenizers = self.translator.tokenizers

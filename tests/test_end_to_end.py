@@ -150,6 +150,18 @@ def test_a_toy_language_is_learned(
     bleu = json.loads((tmp_path / "scores.json").read_text())[0]["score"]
     assert bleu > 80.0
     assert len((tmp_path / "hypotheses").read_text().splitlines()) == 50
+    # Words come from those they translate: the first from the last, and so on.
+    assert config.data.test is not None and config.data.test.src is not None
+    sources = Path(config.data.test.src).read_text().splitlines()
+    aligned = Translator.load(config.run_dir, device="cpu").translate(sources, alignments=True)
+    links = [
+        (source, target, len(line.split()))
+        for line, found in zip(sources, aligned, strict=True)
+        for source, target in found.alignment or ()
+        if len(found.text.split()) == len(line.split())
+    ]
+    right = sum(source == count - 1 - target for source, target, count in links)
+    assert right > 0.7 * len(links) > 70
     # The run says in its own files what it measured.
     metrics = [
         json.loads(line)

@@ -81,7 +81,8 @@ def place_pieces(pieces: Sequence[str], text: str) -> list[int]:
             skipped, passed = _disagreement(made[i : i + ahead], said[j : j + ahead])
         else:
             skipped, passed = 1, 1
-        places += [min(j + n, j + max(passed - 1, 0)) for n in range(skipped)]
+        # What the text has not goes with what stands before it.
+        places += [max(0, min(j + n, j + passed - 1)) for n in range(skipped)]
         i, j = i + skipped, j + passed
     starts = accumulate(map(len, pieces), initial=0)
     # A piece without characters goes with what follows it.

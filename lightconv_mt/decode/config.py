@@ -62,7 +62,7 @@ class DecodeConfig:
             (minimum Bayes risk); the score is its mean, 0 to 100. None is off.
         alignments: tell which word of the source each word of the output attends to most.
         attention_layer: decoder layer, from 1, that coverage and alignments look at; None is the
-            last but one, which aligns best (Garg et al., 2019), or the only one.
+            last but one of three or more, and the last of fewer.
     """
 
     beam_size: int = 5

@@ -39,7 +39,8 @@ def diverse_beam_search(
 
     Returns:
         For each of the B sentences up to config.nbest hypotheses of all groups, best first, equal
-        scores by group. Scores and token_scores hold what was taken for diversity.
+        scores by group; what several groups found stands there once, with its best score. Scores
+        and token_scores hold what was taken for diversity.
     """
     groups = config.beam_groups
     beam = config.beam_size // groups
@@ -53,10 +54,16 @@ def diverse_beam_search(
         backend=backend,
         groups=groups,
     )
-    merged = [
-        [each for group in found[start : start + groups] for each in group]
+    return [
+        _merged(found[start : start + groups])[: config.nbest]
         for start in range(0, len(found), groups)
     ]
-    return [
-        sorted(hypotheses, key=lambda each: -each.score)[: config.nbest] for hypotheses in merged
-    ]
+
+
+def _merged(beams: list[list[Hypothesis]]) -> list[Hypothesis]:
+    """Hypotheses of the groups of one sentence, best first."""
+    ranked = sorted((each for beam in beams for each in beam), key=lambda each: -each.score)
+    distinct: dict[tuple[int, ...], Hypothesis] = {}
+    for each in ranked:
+        distinct.setdefault(each.tokens, each)
+    return list(distinct.values())

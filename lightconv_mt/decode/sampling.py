@@ -5,6 +5,7 @@ from math import inf
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightconv_mt.data.tokenizer_base import SpecialIds
@@ -13,6 +14,8 @@ from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.constraints import Constraints
 from lightconv_mt.decode.trace import Hypothesis, Trace
 from lightconv_mt.ops.masks import lowbias32
+
+BLOCK = 128  # tokens whose probabilities are summed up first
 
 
 def sample(
@@ -94,6 +97,8 @@ def draw(logp: Tensor, uniform: Tensor, config: DecodeConfig) -> Tensor:
     Returns:
         (N,) int64; any token for a row where nothing is possible.
     """
+    if not config.top_k and config.top_p == 1.0:
+        return _draw_among_all(logp, uniform, config.temperature)
     width = min(config.top_k or logp.shape[1], logp.shape[1])
     values, order = logp.topk(width) if config.top_k else logp.sort(dim=1, descending=True)
     likely = (values.double() / config.temperature).softmax(-1)
@@ -102,6 +107,22 @@ def draw(logp: Tensor, uniform: Tensor, config: DecodeConfig) -> Tensor:
     cumulative = likely.cumsum(-1)
     place = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(-1, keepdim=True)
     return order.gather(1, place.clamp_(max=width - 1)).squeeze(1)
+
+
+def _draw_among_all(logp: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """As `draw`, from the whole distribution, without sorting it: first a block, then within it."""
+    likely = (logp / temperature).softmax(-1)
+    blocks = F.pad(likely, (0, -likely.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    wanted = uniform[:, None] * ends[:, -1:]
+    block = (ends <= wanted).sum(-1, keepdim=True).clamp_(max=ends.shape[1] - 1)
+    begun = F.pad(ends, (1, 0)).gather(1, block)
+    chosen = blocks.take_along_dim(block[..., None], 1).squeeze(1)
+    cumulative = chosen.double().cumsum(-1)
+    # Both sums round differently, and what is impossible must not be drawn for that.
+    rest = torch.minimum(wanted - begun, cumulative[:, -1:] * (1 - 1e-12))
+    place = (cumulative <= rest).sum(-1, keepdim=True).clamp_(max=BLOCK - 1)
+    return (block * BLOCK + place).squeeze(1)
 
 
 def _uniform(seed: int, lines: Tensor, beam: int, position: int) -> Tensor:

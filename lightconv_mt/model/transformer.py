@@ -242,7 +242,8 @@ class Seq2SeqTransformer(nn.Module):
             src_mask: (B, S) bool.
             tgt_in: (B, T) int64, begins with BOS, padded on the right.
             tgt_mask: (B, T) bool.
-            layer: of the decoder, from 1; None is the last but one, or the only one.
+            layer: of the decoder, from 1; None is the last but one of three or more, which aligns
+                best (Garg et al., 2019), and the last of fewer.
 
         Returns:
             (B, T, S) float32; row t is of the step that predicts token t of the target.
@@ -251,7 +252,7 @@ class Seq2SeqTransformer(nn.Module):
             ConfigError: when there is no such layer.
         """
         count = len(self.decoder.layers)
-        chosen = max(1, count - 1) if layer is None else layer
+        chosen = count - (count > 2) if layer is None else layer
         if chosen > count:
             raise ConfigError(
                 f"decode.attention_layer is {chosen}, but the decoder has {count} layers; "

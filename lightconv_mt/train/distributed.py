@@ -11,9 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lightconv_mt.data.batching import Batch
@@ -117,6 +115,8 @@ class Distributed:
         if self.parallel is Parallel.ddp:
             ids = [device.index] if device.type == "cuda" else None
             return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        from torch.distributed.fsdp import fully_shard  # takes a second, which only it is worth
+
         mesh = init_device_mesh(device.type, (self.size,))
         for layer in layers:
             fully_shard(layer, mesh=mesh)
@@ -151,11 +151,19 @@ class Distributed:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor of which this process may hold a part; called by all processes then."""
+    if not dist.is_initialized():
+        return tensor
+    from torch.distributed.tensor import DTensor
+
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def placed_as(tensor: Tensor, like: Tensor) -> Tensor:
     """This process's part of a whole tensor, where `like` is spread; else the tensor itself."""
+    if not dist.is_initialized():
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if not isinstance(like, DTensor):
         return tensor
     device = like.device_mesh.device_type

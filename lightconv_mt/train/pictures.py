@@ -1,11 +1,10 @@
 """Pictures of what a model has learned: convolution kernels and source attention."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lightconv_mt.data.batching import Batch
@@ -14,6 +13,9 @@ from lightconv_mt.mixers.dynamicconv import DynamicConvMixer
 from lightconv_mt.model.layers import SourceAttention
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops.reference import normalized_taps
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_LABELS = 64  # of rows; of more, some are left out
 
@@ -34,7 +36,7 @@ class Panel(NamedTuple):
 
 def draw_model(
     model: Seq2SeqTransformer, batch: Batch, *, src_pieces: Sequence[str], tgt_pieces: Sequence[str]
-) -> dict[str, Figure]:
+) -> "dict[str, Figure]":
     """Draw kernels and source attention for one sentence pair.
 
     Args:
@@ -100,8 +102,10 @@ def _run(model: Seq2SeqTransformer, batch: Batch) -> tuple[dict[str, Tensor], di
     return predicted, attended
 
 
-def _draw(panels: list[Panel], *, xlabel: str, columns: Sequence[str] | None) -> Figure:
+def _draw(panels: list[Panel], *, xlabel: str, columns: Sequence[str] | None) -> "Figure":
     """One heat map a layer, side by side; rows are labelled where they change, columns on all."""
+    from matplotlib.figure import Figure  # takes a second, which only training needs
+
     figure = Figure(figsize=(3.2 * len(panels), 4.0), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(panels)))
     labelled: Sequence[str] = ()

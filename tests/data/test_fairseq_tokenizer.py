@@ -18,6 +18,7 @@ from lightconv_mt.data.tokenizer import (
     TokenizerPair,
     build_tokenizers,
 )
+from lightconv_mt.decode.alignment import place_pieces
 from lightconv_mt.errors import CheckpointError, ConfigError
 
 pytest.importorskip("sacremoses")
@@ -57,6 +58,22 @@ def test_raw_text_goes_in_and_comes_out(published: FairseqTokenizer) -> None:
     assert "&@@" in published.pieces(ids)
     assert published.decode(ids) == SENTENCE
     assert published.decode([FAIRSEQ_IDS.eos, *ids, FAIRSEQ_IDS.eos, 1, 0]) == SENTENCE
+
+
+def test_pieces_are_found_in_the_words_of_the_sentence(published: FairseqTokenizer) -> None:
+    # By Moses: The house &apos;s well @-@ known owners ( all 12 ) said : &quot; Nothing &amp; ...
+    expected = [0, 1, 1, 2, 2, 2, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 9, 9, 9]
+    ids = published.encode(SENTENCE)
+    ends = [place for place, piece in enumerate(published.pieces(ids)) if "@@" not in piece]
+    for spelled in (published.spell_text(SENTENCE), published.spell(ids)):
+        words = place_pieces(spelled, SENTENCE)
+        assert len(words) == len(ids)
+        assert [words[place] for place in ends] == expected
+    unknown = published.encode("the 虫 house")
+    assert published.spell([FAIRSEQ_IDS.eos, *unknown]) == ["", "the", "<unk>", "house"]
+    assert place_pieces(published.spell(unknown), "the <unk> house") == [0, 1, 2]
+    spaced = published.spell_text("the 虫 house")
+    assert place_pieces(spaced, "the 虫 house") == [0, 1, 2]
 
 
 def test_unknown_words_stay_visible_and_nothing_is_nothing(published: FairseqTokenizer) -> None:

@@ -76,10 +76,11 @@ def test_a_layer_that_is_not_there_is_refused() -> None:
         )
 
 
-def test_a_decoder_of_one_layer_has_one_choice() -> None:
-    model = model_of(decoder_layers=1)
-    one, default = (
+@pytest.mark.parametrize(("layers", "chosen"), [(1, 1), (2, 2), (3, 2), (4, 3)])
+def test_the_layer_that_is_looked_at_unless_another_is_named(layers: int, chosen: int) -> None:
+    model = model_of(decoder_layers=layers)
+    named, default = (
         read_attention(model, pair_of(), [[4, 5, 2]], [[(4, 2)]], layer=layer, device=CPU)
-        for layer in (1, None)
+        for layer in (chosen, None)
     )
-    assert torch.equal(one[0][0], default[0][0])
+    assert torch.equal(named[0][0], default[0][0])

@@ -84,6 +84,23 @@ def test_draws_keep_to_the_likeliest() -> None:
     assert frequencies(temperature=1e-4) == pytest.approx([1, 0, 0, 0, 0])
 
 
+@pytest.mark.parametrize("vocab", [5, 128, 129, 1000])
+def test_a_draw_from_all_is_by_their_probabilities(vocab: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randn(vocab, generator=generator) * 2
+    logits[::3] = -inf
+    count = 200_000 // vocab
+    uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    uniform[[0, -1]] = torch.tensor([1e-300, 1 - 2**-53], dtype=torch.float64)
+    chosen = draw(logits.expand(count, -1), uniform, DecodeConfig(sampling=True, temperature=2.0))
+    assert (chosen.diff() >= 0).all()
+    expected = (logits.double() / 2).softmax(-1)
+    found = torch.bincount(chosen, minlength=vocab).double() / count
+    assert len(found) == vocab
+    assert (found - expected).abs().max() < 2 / count + 1e-6
+    assert not found[::3].any()
+
+
 def test_what_is_impossible_is_not_drawn() -> None:
     logp = torch.tensor([[-inf, 0.0, -inf], [-inf, -inf, -inf]])
     chosen = draw(logp, torch.tensor([0.999, 0.5], dtype=torch.float64), DecodeConfig())
