@@ -6,8 +6,10 @@ from pathlib import Path
 from lightconv_mt.assemble import load_translator
 from lightconv_mt.config import RuntimeConfig
 from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.long_lines import LongLines
 from lightconv_mt.decode.translator import TargetScore, Translation
 from lightconv_mt.decode.translator import Translator as LineTranslator
+from lightconv_mt.errors import ConfigError
 from lightconv_mt.typed import build_typed, to_plain
 
 
@@ -29,6 +31,7 @@ class Translator:
         kernels: str = "auto",
         threads: int | None = None,
         max_source_tokens: int | None = None,
+        long_lines: str | None = None,
     ) -> "Translator":
         """Open a run folder, or several with the same tokenizers as an ensemble.
 
@@ -40,6 +43,8 @@ class Translator:
             kernels: as `runtime.kernels`.
             threads: of the CPU; None is torch's choice.
             max_source_tokens: longer sources are cut; None cuts them as in training, or at 1,024.
+            long_lines: how, truncate or split; None truncates them where training did, else splits
+                them.
 
         Raises:
             LcmtError: when there is no such run or checkpoint, or it is damaged.
@@ -48,7 +53,13 @@ class Translator:
         plain = {**to_plain(RuntimeConfig()), **values}
         runtime = build_typed(RuntimeConfig, plain, registers={})
         folders = [path] if isinstance(path, str | Path) else path
-        return cls(load_translator([*map(str, folders)], checkpoint, runtime, max_source_tokens))
+        if long_lines not in (None, *LongLines.__members__):
+            raise ConfigError(
+                f"long_lines is {long_lines!r}; choose one of {', '.join(LongLines.__members__)}"
+            )
+        cut = None if long_lines is None else LongLines[long_lines]
+        names = [*map(str, folders)]
+        return cls(load_translator(names, checkpoint, runtime, max_source_tokens, cut))
 
     def translate(
         self,

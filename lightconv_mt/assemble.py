@@ -1,35 +1,28 @@
-"""Wires objects from configurations: train and translate."""
+"""Wires objects from configurations: what trains and what translates."""
 
 import copy
 import json
 import logging
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 import torch
 
 from lightconv_mt.config import (
     Device,
-    NbestFormat,
     Precision,
     RuntimeConfig,
     TrainRunConfig,
-    TranslateConfig,
     load_run_config,
 )
 from lightconv_mt.data.batching import TokenBatcher
 from lightconv_mt.data.corpus import read_corpus, read_source
 from lightconv_mt.data.encoded import encode_corpus
-from lightconv_mt.data.lines import decode_line, read_lines
 from lightconv_mt.data.tokenizer import TokenizerPair
-from lightconv_mt.decode.alignment import pharaoh
-from lightconv_mt.decode.translator import Translation, Translator
+from lightconv_mt.decode.long_lines import LongLines
+from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import ConfigError, DataError
-from lightconv_mt.interactive import at_terminal, prompted_lines
 from lightconv_mt.model.ensemble import Ensemble
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops import resolve_backend
@@ -173,35 +166,6 @@ def _train(
     _finish(run_dir, config, store, validator, distributed)
     return 0
 
-
-def translate(config: TranslateConfig) -> int:
-    """Translate lines of a file or standard input; returns the exit code."""
-    start_runtime(config.runtime)
-    translator = load_translator(
-        config.run_dir, config.checkpoint, config.runtime, config.max_source_tokens
-    )
-    decode = replace(
-        config.decode, alignments=config.decode.alignments or config.alignments is not None
-    )
-    is_interactive = config.input is None and config.output is None and at_terminal()
-    with (
-        _input_lines(config.input) as lines,
-        _output(config.output) as output,
-        _output(config.alignments) if config.alignments is not None else nullcontext() as links,
-    ):
-        found = translator.translate_stream(
-            prompted_lines() if is_interactive else lines,
-            decode,
-            prefixes=read_lines(config.prefix) if config.prefix is not None else None,
-            chunk_size=1 if is_interactive else config.chunk_lines,
-            max_tokens=config.max_tokens,
-        )
-        for number, translation in enumerate(found, start=1):
-            output.write(_format(number, translation, config.nbest_format).encode())
-            output.flush()
-            if links is not None:
-                links.write(f"{pharaoh(translation.alignment or ())}\n".encode())
-    logger.info("translated: %s", translator.report.text)
     return 0
 
 
@@ -264,6 +228,7 @@ def load_translator(
     checkpoint: str,
     runtime: RuntimeConfig,
     max_source_tokens: int | None = None,
+    long_lines: LongLines | None = None,
 ) -> Translator:
     """Open a run folder, or several as an ensemble, for translation.
 
@@ -272,6 +237,7 @@ def load_translator(
         checkpoint: auto (average, else best, else last), average, best, last, or a step.
         runtime: where and how precisely to compute.
         max_source_tokens: longer sources are cut; None cuts them as in training, or at 1,024.
+        long_lines: how; None truncates them where training did, else splits them.
 
     Raises:
         CheckpointError: when there is no such checkpoint, it is damaged, or tokenizers differ.
@@ -291,12 +257,16 @@ def load_translator(
         models.append(model.to(device).eval())
     # An ensemble has all that a translator uses of a model.
     model = models[0] if len(models) == 1 else cast(Seq2SeqTransformer, Ensemble(models))
+    if long_lines is None:
+        was_cut = any(config.batch.truncate_source is not None for config in configs)
+        long_lines = LongLines.truncate if was_cut else LongLines.split
     return Translator(
         model,
         tokenizers,
         device=device,
         precision=precision,
         max_source_tokens=max_source_tokens or min(map(_source_limit, configs)),
+        long_lines=long_lines,
     )
 
 
@@ -339,39 +309,3 @@ def _finish(
     results["decode"] = to_plain(config.decode)
     if distributed.is_main:
         replace_text(run_dir / "bleu.json", json.dumps(results, indent=1) + "\n")
-
-
-@contextmanager
-def _input_lines(path: str | None) -> Iterator[Iterator[str]]:
-    if path is not None:
-        yield read_lines(path)
-    else:
-        yield (decode_line(raw)[0] for raw in sys.stdin.buffer)
-
-
-@contextmanager
-def _output(path: str | None) -> Iterator[BinaryIO]:
-    """Standard output, or a file that appears under its name when it is whole."""
-    if path is None:
-        yield sys.stdout.buffer
-        return
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        temporary.replace(target)
-    except OSError as error:
-        raise DataError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _format(number: int, translation: Translation, kind: NbestFormat) -> str:
-    if kind is NbestFormat.text:
-        return f"{translation.text}\n"
-    if kind is NbestFormat.jsonl:
-        nbest = [{"text": text, "score": points} for text, points in translation.nbest]
-        found = {"line": number, "nbest": nbest, **translation.notes}
-        return json.dumps(found, ensure_ascii=False) + "\n"
-    return "".join(f"{number}\t{points:.6f}\t{text}\n" for text, points in translation.nbest)

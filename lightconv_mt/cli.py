@@ -99,7 +99,9 @@ def _run(command: str, plain: dict[str, Any]) -> int:
 
     if command == "train":
         return assemble.train(config.to_typed(config.TrainRunConfig, plain))
-    return assemble.translate(config.to_typed(config.TranslateConfig, plain))
+    from lightconv_mt import corpus_translation
+
+    return corpus_translation.translate(config.to_typed(config.TranslateConfig, plain))
 
 
 def _guarded(function: Callable[[], int]) -> int:

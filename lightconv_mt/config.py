@@ -9,6 +9,7 @@ from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig
 from lightconv_mt.data.tokenizer import TokenizerConfig, Vocabulary
 from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.long_lines import LongLines
 from lightconv_mt.errors import CheckpointError, ConfigError
 from lightconv_mt.evaluation.contradictions import contradiction
 from lightconv_mt.mixers import MIXERS, MixerConfig
@@ -200,10 +201,14 @@ class TranslateConfig:
     alignments: str | None = None  # a file: for each line, which words the output's words come from
     checkpoint: str = "auto"  # auto (average, else best, else last), average, best, last, or a step
     nbest_format: NbestFormat = NbestFormat.text
+    overwrite: bool = False  # whether `output` may be there already
     max_tokens: int = 4096  # of a batch, padding included
-    # Longer lines are cut, and counted. None: where batch.truncate_source cut them in training,
-    # or at 1024.
+    # Of a source the model is given. None: where batch.truncate_source cut them in training, or
+    # 1024.
     max_source_tokens: int | None = None
+    # What happens to longer lines, which are counted. None: they are truncated where
+    # batch.truncate_source did so in training, else split.
+    long_lines: LongLines | None = None
     chunk_lines: int = 1000  # read, sorted by length and translated together
     decode: DecodeConfig
     runtime: RuntimeConfig

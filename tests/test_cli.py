@@ -283,6 +283,61 @@ def test_a_pipe_gets_each_chunk_when_it_is_done(run_dir: Path) -> None:
         assert process.wait(60) == 0
 
 
+def test_a_finished_output_is_not_replaced_unasked(run_dir: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_text("alpha\n")
+    target.write_text("precious\n")
+    words = ["translate", f"run_dir={run_dir}", *SHORT, f"output={target}"]
+    for given in ([f"input={source}"], []):  # chunk by chunk, and from standard input
+        done = command(*words, *given, stdin=b"alpha\n")
+        assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+        assert f"output={target} exists; choose another one, or set overwrite=true" in str(
+            done.stderr
+        )
+        assert target.read_text() == "precious\n"
+    outputs = []
+    for given in ([f"input={source}"], []):
+        assert command(*words, *given, "overwrite=true", stdin=b"alpha\n").returncode == 0
+        outputs.append(target.read_bytes())
+    assert outputs[0] == outputs[1] != b"precious\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
+
+
+def test_what_is_odd_about_lines_is_counted(run_dir: Path, tmp_path: Path) -> None:
+    lines = [b"\xef\xbb\xbfalpha", b"", b"\xff beta", b"gam\x00ma", b"de\rlta", b"eps. " * 20_000]
+    content = b"\n".join(lines)  # without a final newline
+    (tmp_path / "in").write_bytes(content)
+    words = ["translate", f"run_dir={run_dir}", *SHORT, "max_source_tokens=40"]
+    counts = "lines 6, empty 1, bad utf8 1"
+    for kind, count in (("split", "in parts 1"), ("truncate", "truncated 1")):
+        done = command(*words, f"long_lines={kind}", stdin=content)
+        assert done.stdout.count(b"\n") == len(lines)
+        assert f"translated: {counts}, {count}".encode() in done.stderr.splitlines()[-1]
+        assert b"line 6 " in done.stderr
+        files = [f"input={tmp_path / 'in'}", f"output={tmp_path / kind}"]
+        whole = command(*words, f"long_lines={kind}", *files)
+        assert (tmp_path / kind).read_bytes() == done.stdout
+        assert done.stderr.splitlines()[-1] == whole.stderr.splitlines()[-1]
+
+
+def test_control_c_ends_a_translation_quietly(run_dir: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "translate", f"run_dir={run_dir}", *SHORT, "chunk_lines=1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(b"alpha\n" * 3)
+        process.stdin.flush()
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=90)
+    assert process.returncode == 130
+    assert b"Traceback" not in err and b"error" not in err
+
+
 def test_nobody_reading_is_no_error_to_shout_about(run_dir: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "translate", f"run_dir={run_dir}", *SHORT, "chunk_lines=1"],

@@ -18,11 +18,13 @@ from lightconv_mt.api import Translator
 from lightconv_mt.config import (
     Device,
     EvalConfig,
+    NbestFormat,
     RuntimeConfig,
     ScoreFormat,
     TrainRunConfig,
     TranslateConfig,
 )
+from lightconv_mt.corpus_translation import translate
 from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
 from lightconv_mt.data.tokenizer import TokenizerConfig, build_tokenizers
@@ -310,16 +312,17 @@ def test_one_line_in_is_one_line_out(configure: Configure, tmp_path: Path) -> No
             run_dir=[config.run_dir],
             input=str(tmp_path / "in"),
             output=str(tmp_path / "out"),
-            nbest_format=assemble.NbestFormat.tsv if nbest > 1 else assemble.NbestFormat.text,
+            overwrite=True,
+            nbest_format=NbestFormat.tsv if nbest > 1 else NbestFormat.text,
             decode=DecodeConfig(beam_size=3, nbest=nbest),
             runtime=config.runtime,
         )
-        assert assemble.translate(translation) == 0
+        assert translate(translation) == 0
         output = (tmp_path / "out").read_text().split("\n")[:-1]
         numbers = [line.split("\t")[0] for line in output] if nbest > 1 else output
         assert len(set(numbers) if nbest > 1 else numbers) == lines
-    translation.nbest_format = assemble.NbestFormat.jsonl
-    assert assemble.translate(translation) == 0
+    translation.nbest_format = NbestFormat.jsonl
+    assert translate(translation) == 0
     objects = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
     assert [found["line"] for found in objects] == list(range(1, lines + 1))
     assert [line.split("\t")[2] for line in output] == [
@@ -341,6 +344,8 @@ def test_the_python_interface_translates_and_scores(configure: Configure) -> Non
     assert scored.log_prob < 0.0
     with pytest.raises(ConfigError, match="did you mean beam_size"):
         translator.translate(lines, beam_sise=3)
+    with pytest.raises(ConfigError, match="long_lines is 'cut'; choose one of truncate, split"):
+        Translator.load(config.run_dir, long_lines="cut")
     with pytest.raises(ConfigError, match="one of auto, cpu, cuda"):
         Translator.load(config.run_dir, device="gpu")
 
@@ -375,6 +380,7 @@ def test_outputs_begin_as_asked(configure: Configure, tmp_path: Path) -> None:
         run_dir=[config.run_dir],
         input=str(tmp_path / "in"),
         output=str(tmp_path / "out"),
+        overwrite=True,
         prefix=str(tmp_path / "prefix"),
         chunk_lines=2,
         decode=DecodeConfig(beam_size=3),
@@ -383,15 +389,15 @@ def test_outputs_begin_as_asked(configure: Configure, tmp_path: Path) -> None:
     (tmp_path / "prefix").write_text("den ban\n\nlen\n")
     for sampling in (False, True):
         translation.decode = DecodeConfig(beam_size=3, sampling=sampling)
-        assert assemble.translate(translation) == 0
+        assert translate(translation) == 0
         first, _, third, _ = (tmp_path / "out").read_bytes().decode().split("\n")
         assert first.startswith("den ban")
         assert third.startswith("len")
     (tmp_path / "out").unlink()
-    for prefixes, problem in (("den\n\n", "2 prefixes for more"), ("\n" * 4, "than the 3 lines")):
+    for prefixes, problem in (("den\n\n", "2 prefixes for 3 lines"), ("\n" * 4, "4 prefixes for")):
         (tmp_path / "prefix").write_text(prefixes)
         with pytest.raises(DataError, match=problem):
-            assemble.translate(translation)
+            translate(translation)
         assert not (tmp_path / "out").exists()
 
 
@@ -558,7 +564,7 @@ def test_a_damaged_run_is_refused(
         runtime=config.runtime,
     )
     with pytest.raises(CheckpointError, match=message):
-        assemble.translate(translation)
+        translate(translation)
     assert not (tmp_path / "out").exists()
 
 

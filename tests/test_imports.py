@@ -39,6 +39,8 @@ LEVELS = {
     "start_from": 4,
     "interactive": 4,
     "assemble": 4,
+    "translation": 4,
+    "corpus_translation": 4,
     "api": 5,
     "cli": 5,
 }

@@ -1,9 +1,10 @@
 """Byte-exact lines: only the newline byte ends one, so no other character can shift a corpus."""
 
 import gzip
+import itertools
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 
@@ -38,28 +39,69 @@ def read_lines(path: str | Path, *, on_bad_utf8: BadUtf8 = BadUtf8.replace) -> I
         DataError: when the file cannot be read, is a truncated gzip, or holds invalid bytes that
             are to be refused.
     """
-    path = Path(path)
     bad = 0
+    for number, raw in enumerate(read_raw_lines(path), start=1):
+        line, replaced = decode_line(raw)
+        if replaced:
+            bad += 1
+            if on_bad_utf8 is BadUtf8.error:
+                raise DataError(
+                    f"{path}, line {number}: invalid UTF-8; set data.on_bad_utf8=replace or mend it"
+                )
+        yield line
+    if bad:
+        logger.warning("%s: invalid UTF-8 replaced in %d lines", path, bad)
+
+
+def read_raw_lines(path: str | Path) -> Iterator[bytes]:
+    """Bytes of each line with its end, as `read_lines` tells lines apart.
+
+    Raises:
+        DataError: when the file cannot be read or is a truncated gzip.
+    """
+    path = Path(path)
     try:
         with path.open("rb") as probe:
             zipped = probe.read(2) == b"\x1f\x8b"
         with gzip.open(path, "rb") if zipped else path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                line, replaced = decode_line(raw.removeprefix(_BOM) if number == 1 else raw)
-                if replaced:
-                    bad += 1
-                    if on_bad_utf8 is BadUtf8.error:
-                        raise DataError(
-                            f"{path}, line {number}: invalid UTF-8; "
-                            f"set data.on_bad_utf8=replace or mend it"
-                        )
-                yield line
+            yield from without_mark(file)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
         ) from error
-    if bad:
-        logger.warning("%s: invalid UTF-8 replaced in %d lines", path, bad)
+
+
+def without_mark(raw_lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines without a byte-order mark at the very beginning."""
+    lines = iter(raw_lines)
+    # Once at its end, a terminal must not be asked again: it would wait for more.
+    first = next(lines, None)
+    if first is not None:
+        yield first.removeprefix(_BOM)
+        yield from lines
+
+
+def read_chunks(
+    path: str | Path, chunk_lines: int, *, wanted: Callable[[int], bool]
+) -> Iterator[tuple[int, list[bytes]]]:
+    """A file `chunk_lines` lines at a time, of which those not wanted are only counted.
+
+    Args:
+        path: as of `read_lines`.
+        chunk_lines: lines of a chunk; the last has those that are left.
+        wanted: whether to keep the lines of a chunk, by its number from 0.
+
+    Yields:
+        How many lines each chunk has, and their bytes, none for an unwanted one.
+    """
+    lines = read_raw_lines(path)
+    for number in itertools.count():
+        some = itertools.islice(lines, chunk_lines)
+        kept = list(some) if wanted(number) else []
+        size = len(kept) or sum(1 for _ in some)
+        if not size:
+            return
+        yield size, kept
 
 
 def decode_line(raw: bytes) -> tuple[str, bool]:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import islice
+from itertools import groupby, islice
 from math import exp
 
 import torch
@@ -14,11 +14,16 @@ from lightconv_mt.decode.alignment import Links, pharaoh
 from lightconv_mt.decode.batch_search import BatchSearch, Request, batches_by_length
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.finishing import Finisher
+from lightconv_mt.decode.long_lines import LongLines, Parts, cut_lines, join_outputs, word_offsets
 from lightconv_mt.decode.ranking import Output, ScoreKind, search_config
 from lightconv_mt.errors import DataError
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 
 logger = logging.getLogger(__name__)
+
+# Between the numbers of a line's parts: an odd number near 2**32 / golden ratio, for draws are a
+# hash of 32 bits.
+FAR_AWAY = 0x9E3779B1
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Translation:
     Attributes:
         text: the best output, without line breaks; empty for an empty line.
         score: its length-normalised log-probability (natural logarithm), unless score_kind says
-            otherwise; 0 for an empty line.
+            otherwise; 0 for an empty line, the sum over its parts for one that was cut.
         nbest: up to decode.nbest (text, score), best first; the first is the above.
         score_kind: what the scores are, and so the order.
         alignment: links (source word, output word) of the best output, if decode.alignments asks
@@ -77,14 +82,18 @@ class TranslationReport:
     Attributes:
         lines: lines seen.
         empty: lines with nothing to translate; their output is empty.
+        bad_utf8: lines in which bytes that are no UTF-8 were replaced.
         truncated: lines longer than the model is given; their end is not translated.
+        in_parts: such lines that are translated part by part instead.
         line_breaks: outputs in which a line break was replaced by a space.
         failed: lines without any output (the model gave no finite probability).
     """
 
     lines: int = 0
     empty: int = 0
+    bad_utf8: int = 0
     truncated: int = 0
+    in_parts: int = 0
     line_breaks: int = 0
     failed: int = 0
 
@@ -111,6 +120,7 @@ class Translator:
         device: torch.device,
         precision: torch.dtype | None = None,
         max_source_tokens: int = 1024,
+        long_lines: LongLines = LongLines.truncate,
     ) -> None:
         """Translate with a model that is on `device` already.
 
@@ -119,12 +129,13 @@ class Translator:
             tokenizers: those it was trained with.
             device: where it computes.
             precision: as `BatchSearch`.
-            max_source_tokens: longer sources are cut to this many tokens, EOS included.
+            max_source_tokens: of a source the model is given, EOS included.
+            long_lines: what happens to longer ones.
         """
         assert max_source_tokens > 1, max_source_tokens
         self.model, self.tokenizers = model, tokenizers
         self.device, self.precision = device, precision
-        self.max_source_tokens = max_source_tokens
+        self.max_source_tokens, self.long_lines = max_source_tokens, long_lines
         self.report = TranslationReport()
         self._search = BatchSearch(
             model,
@@ -157,10 +168,43 @@ class Translator:
             One translation a line, in order.
         """
         assert not isinstance(lines, str), "give a list of lines"
-        number = self.report.lines
+        first, begun = self.report.lines, list(prefixes) if prefixes else [""] * len(lines)
+        options = {"max_tokens": max_tokens, "batch_size": batch_size}
+        if self.long_lines is LongLines.truncate:
+            numbers = range(first, first + len(lines))
+            return self._translate(lines, config, prefixes=begun, numbers=numbers, **options)
+        parts = cut_lines(lines, self._count_pieces, self.max_source_tokens - 1)
+        found = self._translate(
+            parts.texts,
+            config,
+            prefixes=[
+                begun[line] if not place else ""
+                for line, place in zip(parts.lines, parts.places, strict=True)
+            ],
+            # The first part draws as an uncut line does, the others as lines far away.
+            numbers=[
+                first + line + place * FAR_AWAY
+                for line, place in zip(parts.lines, parts.places, strict=True)
+            ],
+            **options,
+        )
+        self.report.lines = first + len(lines)
+        return self._join_parts(found, parts, lines, config)
+
+    def _translate(
+        self,
+        lines: Sequence[str],
+        config: DecodeConfig,
+        *,
+        prefixes: Sequence[str],
+        numbers: Sequence[int],
+        max_tokens: int,
+        batch_size: int,
+    ) -> list[Translation]:
+        """Translate lines that are not cut any more; `numbers` tell the draws of sampling apart."""
         sources = self._encode(lines)
         tokenizer = self.tokenizers.tgt
-        begun = tokenizer.encode_batch(list(prefixes)) if prefixes else [[]] * len(lines)
+        begun = tokenizer.encode_batch(list(prefixes)) if any(prefixes) else [[]] * len(lines)
         nothing = Translation(
             text="",
             score=0.0,
@@ -171,8 +215,8 @@ class Translator:
         results = [nothing] * len(lines)
         found = self._search.search(
             [
-                Request(source, number + index, prefix)
-                for index, (source, prefix) in enumerate(zip(sources, begun, strict=True))
+                Request(source, number, prefix)
+                for source, number, prefix in zip(sources, numbers, begun, strict=True)
             ],
             search_config(config),
             max_tokens=max_tokens,
@@ -254,6 +298,49 @@ class Translator:
                 for place, log_prob in zip(places, sums, strict=True):
                     found[place] = TargetScore(log_prob, len(outputs[place]))
         return found
+
+    def _count_pieces(self, texts: Sequence[str]) -> list[int]:
+        return [len(pieces) for pieces in self.tokenizers.src.encode_batch(list(texts))]
+
+    def _join_parts(
+        self,
+        found: Sequence[Translation],
+        parts: Parts,
+        lines: Sequence[str],
+        config: DecodeConfig,
+    ) -> list[Translation]:
+        """Translations of whole lines from those of all their parts."""
+        joined = list(islice(found, len(lines)))
+        pairs = zip(parts.lines, parts.texts, found, strict=True)
+        for line, group in groupby(pairs, key=lambda pair: pair[0]):
+            texts, pieces = zip(*((text, each) for _, text, each in group), strict=True)
+            if len(pieces) == 1:
+                joined[line] = pieces[0]
+                continue
+            if not self.report.in_parts:
+                logger.warning(
+                    "line %d is longer than %d tokens; translated in %d parts "
+                    "(further lines like it are counted, not shown)",
+                    self.report.lines - len(lines) + line + 1,
+                    self.max_source_tokens - 1,
+                    len(pieces),
+                )
+            self.report.in_parts += 1
+            nbest = tuple(join_outputs([each.nbest for each in pieces], config.nbest))
+            joined[line] = replace(pieces[0], text=nbest[0][0], score=nbest[0][1], nbest=nbest)
+            if config.alignments:
+                starts = zip(
+                    word_offsets(texts, lines[line]),
+                    word_offsets([each.text for each in pieces], nbest[0][0]),
+                    strict=True,
+                )
+                links = tuple(
+                    (source + before, output + made)
+                    for (before, made), each in zip(starts, pieces, strict=True)
+                    for source, output in each.alignment or ()
+                )
+                joined[line] = replace(joined[line], alignment=links)
+        return joined
 
     def _encode(self, lines: Sequence[str]) -> list[list[int]]:
         """Source ids with EOS of each line; none where there is nothing to translate."""

@@ -125,11 +125,11 @@ def mask_outside_taps(weight: Tensor, padding_left: int, mask: Tensor | None = N
     Returns:
         (B, T, H, K).
     """
-    width = weight.shape[3]
+    time, width = weight.shape[1], weight.shape[3]
     if mask is None:
         mask = torch.ones(weight.shape[:2], dtype=torch.bool, device=weight.device)
     padded = F.pad(mask, (padding_left, width - 1 - padding_left))
-    inside = padded.unfold(1, width, 1).clone()  # (B, T, K)
+    inside = torch.stack([padded[:, tap : tap + time] for tap in range(width)], -1)  # (B, T, K)
     inside[..., padding_left] = True
     return weight.masked_fill(~inside[:, :, None], float("-inf"))
 

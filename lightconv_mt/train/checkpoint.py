@@ -338,6 +338,19 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"cannot read {folder / 'model.safetensors'}: {error}") from error
 
 
+def weights_digest(folder: Path) -> str:
+    """sha256 of the parameters in a checkpoint or average folder, as its manifest says.
+
+    Raises:
+        CheckpointError: when there is no such manifest.
+    """
+    try:
+        manifest = json.loads((folder / storage.MANIFEST).read_text())
+        return str(manifest["model.safetensors"]["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} is no whole checkpoint: {error}") from error
+
+
 def _folder_name(step: int) -> str:
     return f"step_{step:08d}"
 

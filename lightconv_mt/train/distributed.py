@@ -216,6 +216,6 @@ def join_processes(
             reason = str(error).strip().splitlines()[0]
             raise ProcessError(
                 f"process {os.environ['RANK']} has lost another one ({reason}); see what that one "
-                f"said; the same command goes on from the last checkpoint"
+                f"said; the same command goes on from what is saved"
             ) from error
         raise

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightconv_mt.data.lines import BadUtf8, decode_line, read_lines
+from lightconv_mt.data.lines import BadUtf8, decode_line, read_chunks, read_lines, without_mark
 from lightconv_mt.errors import DataError
 
 Write = Callable[[str, bytes], str]
@@ -68,3 +68,24 @@ def test_any_bytes_become_text(raw: bytes) -> None:
     assert "\n" not in text
     if not replaced:
         assert text.encode() in (line[:-1], line[:-2])
+
+
+@given(st.lists(st.binary(max_size=5).map(lambda raw: raw.replace(b"\n", b"")), max_size=12))
+def test_a_mark_is_dropped_at_the_very_beginning_only(lines: list[bytes]) -> None:
+    raw = [b"\xef\xbb\xbf" + line + b"\n" for line in lines]
+    found = list(without_mark(raw))
+    assert found[:1] == [line + b"\n" for line in lines[:1]]
+    assert found[1:] == raw[1:]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 7])
+def test_chunks_hold_the_lines_that_are_wanted_and_count_the_others(
+    write: Write, count: int
+) -> None:
+    raw = [b"%d\n" % number for number in range(count)]
+    path = write("in", b"".join(raw))
+    found = list(read_chunks(path, 3, wanted=lambda number: number % 2 == 0))
+    assert found == [
+        (len(raw[start : start + 3]), [] if start % 2 else raw[start : start + 3])
+        for start in range(0, count, 3)
+    ]

@@ -20,6 +20,7 @@ from lightconv_mt.data.tokenizer import (
     train_tokenizer,
 )
 from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.long_lines import LongLines
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.mixers import MIXERS
@@ -71,8 +72,8 @@ LINES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def translator() -> Translator:
+@pytest.fixture(scope="module", params=LongLines)
+def translator(request: pytest.FixtureRequest) -> Translator:
     torch.manual_seed(1)
     both = train_tokenizer(TokenizerConfig(vocab_size=300), TEXT)
     model = Seq2SeqTransformer(
@@ -95,6 +96,7 @@ def translator() -> Translator:
         device=torch.device("cpu"),
         precision=torch.float32,
         max_source_tokens=64,
+        long_lines=request.param,
     )
 
 
@@ -132,13 +134,15 @@ def test_all_of_them_together_keep_their_number_and_order(
 
 
 def test_any_bytes_at_all(translator: Translator, thorough: bool) -> None:
+    text = st.binary(max_size=40) | st.sampled_from([b"alpha. " * 40, "語。".encode() * 60])
+
     @settings(
         max_examples=10_000 if thorough else 500,
         deadline=10_000,
         derandomize=not thorough,
         suppress_health_check=list(HealthCheck),
     )
-    @given(content=st.lists(st.binary(max_size=40), max_size=5), final=st.booleans())
+    @given(content=st.lists(text, max_size=5), final=st.booleans())
     def check(content: list[bytes], final: bool) -> None:
         joined = b"\n".join(content) + (b"\n" if final else b"")
         lines = joined.count(b"\n") + (not joined.endswith(b"\n") and bool(joined))
