@@ -17,6 +17,7 @@ from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.interop import export
+from lightconv_mt.interop.programs import encoder_program
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.ops import Backend
 
@@ -157,7 +158,7 @@ def test_greedy_decoding_by_exported_programs_is_that_of_the_library(
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_every_mixer_is_traced_in_the_encoder_too(mixer: str, tmp_path: Path) -> None:
     model = load(write_toy_run(tmp_path / "run", mixer=mixer), Backend.reference).model
-    assert export.foreign_operators(export.trace(export.encoder_program(model))) == set()
+    assert export.foreign_operators(export.trace(encoder_program(model))) == set()
 
 
 def test_operators_of_this_library_are_found(tmp_path: Path) -> None:
@@ -165,7 +166,7 @@ def test_operators_of_this_library_are_found(tmp_path: Path) -> None:
     model = load(write_toy_run(tmp_path / "run"), Backend.auto).model
     if model.backend is Backend.torch:
         pytest.skip("there are no kernels here")
-    program = export.encoder_program(model)
+    program = encoder_program(model)
     traced = torch.export.export(program.module, tuple(export.example_inputs(program, **SIZES)))
     assert any("lightconv" in name for name in export.foreign_operators(traced))
 
