@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lightconv_mt.errors import ConfigError, suggest
-from lightconv_mt.overrides import bracket_values, explain, quote_text
+from lightconv_mt.overrides import ADDED_SOURCES, bracket_values, explain, quote_text, take_sources
 from lightconv_mt.overview import help_text
 from lightconv_mt.start_from import inherit
 from lightconv_mt.typed import Registers
@@ -47,8 +47,14 @@ def compose(command: str, arguments: list[str], *, root: type, registers: Regist
     # In a sweep, commas separate values.
     shape = bracket_values if options.multirun else quote_text
     overrides = [shape(word, root, registers=registers) for word in options.overrides]
+    words, sources = take_sources(overrides)
+    if sources:
+        added = {"data": {"train": sources}}
+        group, name = ADDED_SOURCES.split("/")
+        ConfigStore.instance().store(name, added, group=group, package="_global_")
+        words.append(f"+{group}={name}")
     # Hydra reads no override that follows an option.
-    arguments = [*overrides, *_without(arguments, options.overrides)]
+    arguments = [*words, *_without(arguments, options.overrides)]
     register_schemas({command: root}, registers=registers)
     composed: list[tuple[DictConfig, str, list[str]]] = []
 

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterator
 from importlib.resources import files
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -25,6 +26,9 @@ _REFUSED = re.compile(
     r"[+~]*(?P<key>[^\s=']+)(?:=(?P<value>.*))?"
 )
 _ASSIGNMENT = re.compile(r"(?P<key>\+{0,2}[\w.]+)=(?P<value>.+)", re.DOTALL)
+
+ADDED_SOURCES = "added/sources"  # what `take_sources` took, as a config that Hydra merges
+_NEW_SOURCE = re.compile(r"\+data\.train\.(?P<name>\w+)\.(?P<field>\w+)=")
 
 
 def quote_text(override: str, root: type, *, registers: Registers) -> str:
@@ -67,6 +71,26 @@ def bracket_values(override: str, root: type, *, registers: Registers) -> str:
     return f"{match['key']}={values}"
 
 
+def take_sources(overrides: list[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Take out the words that add a corpus, `+data.train.NAME.FIELD=VALUE`.
+
+    Hydra adds no element to a typed dictionary by its fields, but merges a whole one.
+
+    Returns:
+        The other words, and the values by corpus and field.
+    """
+    others: list[str] = []
+    sources: dict[str, dict[str, Any]] = {}
+    for word in overrides:
+        match = _NEW_SOURCE.match(word)
+        parsed = OverridesParser.create().parse_override(word) if match else None
+        if match is None or parsed is None or parsed.is_sweep_override():
+            others.append(word)
+        else:
+            sources.setdefault(match["name"], {})[match["field"]] = parsed.value()
+    return others, sources
+
+
 def explain(error: Exception, root: type, *, registers: Registers) -> ConfigError | None:
     """One line for what Hydra, OmegaConf or YAML refused; None when it is none of their errors."""
     match error:
@@ -91,7 +115,8 @@ def explain(error: Exception, root: type, *, registers: Registers) -> ConfigErro
         case _:
             return None
     where = re.match(r"In '(?P<file>[^']+)'", str(error))
-    if where and where["file"] not in str(explained):
+    named = where is None or where["file"] in str(explained) or where["file"] == ADDED_SOURCES
+    if where and not named:
         return ConfigError(f"{where['file']}.yaml: {explained}")
     return explained
 

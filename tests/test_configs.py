@@ -328,6 +328,21 @@ def test_paths_are_taken_as_they_stand(path: str) -> None:
         assert composed("eval", shlex.join([f"hyp={path}", f"ref={path}"])).ref == [path]
 
 
+def test_a_corpus_is_added_by_its_fields() -> None:
+    line = (
+        f"run_dir=x data=text {TEXT} +data.train.back.format=text "
+        "+data.train.back.src='made=1,2.txt' +data.train.back.tgt=real data.train.back.weight=0.5"
+    )
+    main, back = composed("train", line).data.train.values()
+    assert (main.src, back.src, back.tgt, back.weight) == ("a", "made=1,2.txt", "real", 0.5)
+    wrong = f"run_dir=x data=text {TEXT} +data.train.back.fromat=text"
+    assert complaint("train", wrong) == (
+        "there is no key data.train.back.fromat; did you mean data.train.back.format?"
+    )
+    missing = f"run_dir=x data=text {TEXT} +data.train.back.format=text +data.train.back.src=a"
+    assert "give src=FILE and tgt=FILE" in complaint("train", missing)
+
+
 def test_several_run_folders_are_a_list_and_the_values_of_a_sweep_are_not() -> None:
     assert composed("translate", "run_dir=[runs/a,runs/b]").run_dir == ["runs/a", "runs/b"]
     root, registers = read_root(ROOTS["translate"])
