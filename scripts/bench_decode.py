@@ -14,7 +14,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from ctranslate2_peer import Translate, load_peer
+from ctranslate2_peer import Translate, open_peer
 from lightconv_mt.data.lines import read_lines
 from lightconv_mt.data.tokenizer import TokenizerConfig, TokenizerPair, build_tokenizers
 from lightconv_mt.decode import batch_search, beam_search
@@ -39,6 +39,7 @@ from lightconv_mt.train.memory import keep_freed_memory
 SIZES = {"tiny": (4, 128, 256), "small": (6, 256, 1024)}  # layers a side, dim, ffn_dim
 KERNELS = {4: [3, 7, 15, 31], 6: [3, 7, 15, 31, 31, 31]}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+COMPARED = ("lightconv", "dynamicconv", "attention")
 PEERS = {"float32": "float32", "int8": "int8 "}  # of CTranslate2, by its own names
 COLUMNS = (*PRECISIONS, "plain", *PEERS.values())
 Sources = list[list[int]]
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plain", type=int, default=64, help="sentences the plain side is given")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--mixers", nargs="+", choices=COMPARED, default=list(COMPARED))
     arguments = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(arguments.threads)
@@ -75,7 +77,7 @@ def main() -> None:
     print(f"{'':<36}{'sentences/s':>27}{'':>9}{'CTranslate2':>18}{'peak':>8}")
     print(f"{'':<36}" + "".join(f"{name:>9}" for name in COLUMNS) + f"{'MB':>8}")
     for size in arguments.sizes:
-        for mixer in ("lightconv", "dynamicconv", "attention"):
+        for mixer in arguments.mixers:
             bench(arguments, sources, tokenizers, size, mixer)
     limits = {name: matrix_speed(dtype) for name, dtype in list(PRECISIONS.items())[:2]}
     print("\nwhere the milliseconds of a step of 64 sentences go, beam 5, LightConv")
@@ -99,27 +101,29 @@ def bench(
     model = build(tokenizers, size, mixer)
     ids = tokenizers.tgt.ids
     searches = {name: search_of(model, tokenizers, dtype) for name, dtype in PRECISIONS.items()}
-    peers: dict[str, Translate] = {}
-    if mixer == "attention":
-        peers = load_peer(model, eos=ids.eos, bos=ids.bos, threads=arguments.threads)
-    check(arguments, sources, searches["fp32"], peers)
-    for beam_size, batch_size in ((5, 64), (1, 64), (5, 1), (1, 1)):
-        taken = sources if batch_size > 1 else sources[: arguments.single]
-        few = sources[: min(arguments.plain, batch_size)]
-        config = config_of(arguments, beam_size)
-        plain = partial(plain_search, model, few, config, ids.bos, ids.eos)
-        sides: dict[str, tuple[int, Callable[[], object]]] = {
-            name: (len(taken), partial(find, search, taken, config, batch_size))
-            for name, search in searches.items()
-        }
-        sides["plain"] = len(few), plain
-        for name, theirs in peers.items():
-            call = partial(theirs, taken, beam_size, batch_size, arguments.length)
-            sides[PEERS[name]] = len(taken), call
-        rates, peak = timed(sides, arguments.rounds)
-        cells = [f"{rates[name]:9.1f}" if name in rates else f"{'':9}" for name in COLUMNS]
-        title = f"{size} {mixer}, beam {beam_size}, batch {batch_size}"
-        print(f"{title:<36}" + "".join(cells) + f"{peak:8.0f}", flush=True)
+    with ExitStack() as stack:
+        peers: dict[str, Translate] = {}
+        if mixer == "attention":
+            peer = open_peer(model, eos=ids.eos, bos=ids.bos, threads=arguments.threads)
+            peers = stack.enter_context(peer)
+        check(arguments, sources, searches["fp32"], peers)
+        for beam_size, batch_size in ((5, 64), (1, 64), (5, 1), (1, 1)):
+            taken = sources if batch_size > 1 else sources[: arguments.single]
+            few = sources[: min(arguments.plain, batch_size)]
+            config = config_of(arguments, beam_size)
+            plain = partial(plain_search, model, few, config, ids.bos, ids.eos)
+            sides: dict[str, tuple[int, Callable[[], object]]] = {
+                name: (len(taken), partial(find, search, taken, config, batch_size))
+                for name, search in searches.items()
+            }
+            sides["plain"] = len(few), plain
+            for name, theirs in peers.items():
+                call = partial(theirs, taken, beam_size, batch_size, arguments.length)
+                sides[PEERS[name]] = len(taken), call
+            rates, peak = timed(sides, arguments.rounds)
+            cells = [f"{rates[name]:9.1f}" if name in rates else f"{'':9}" for name in COLUMNS]
+            title = f"{size} {mixer}, beam {beam_size}, batch {batch_size}"
+            print(f"{title:<36}" + "".join(cells) + f"{peak:8.0f}", flush=True)
 
 
 def timed(

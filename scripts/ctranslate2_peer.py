@@ -1,7 +1,9 @@
 """CTranslate2 with the weights of one of our attention models, to time decoding beside."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -15,17 +17,22 @@ from lightconv_mt.model.transformer import Seq2SeqTransformer
 LONGEST = 1024
 # Sources with EOS, beam size, batch size and length give so many tokens for each source.
 Translate = Callable[[list[list[int]], int, int, int], list[list[int]]]
+_loaded: dict[str, Any] = {}  # of the process that only CTranslate2 computes in
 
 
-def load_peer(
+@contextmanager
+def open_peer(
     model: Seq2SeqTransformer, *, eos: int, bos: int, threads: int
-) -> dict[str, Translate]:
-    """The model in CTranslate2 by number format; nothing where that is not installed."""
+) -> Iterator[dict[str, Translate]]:
+    """The model in CTranslate2 by number format; nothing where that is not installed.
+
+    It has a process of its own: threads of two OpenMP libraries get into each other's way.
+    """
     try:
-        import ctranslate2
         from ctranslate2.specs import transformer_spec
     except ImportError:
-        return {}
+        yield {}
+        return
     config = model.config
     spec = transformer_spec.TransformerSpec.from_config(
         (config.encoder_layers, config.decoder_layers), config.num_heads, pre_norm=config.pre_norm
@@ -47,29 +54,33 @@ def load_peer(
     with tempfile.TemporaryDirectory() as folder:
         spec.validate()
         spec.save(folder)
-        loaded = {
-            name: ctranslate2.Translator(
-                folder, compute_type=name, inter_threads=1, intra_threads=threads
-            )
-            for name in ("float32", "int8")
-        }
+        with get_context("spawn").Pool(1, _load, (folder, threads)) as pool:
+            yield {
+                name: lambda *arguments, name=name: pool.apply(_translate, (name, *arguments))
+                for name in ("float32", "int8")
+            }
 
-    def translate(
-        translator: Any, sources: list[list[int]], beam_size: int, batch_size: int, length: int
-    ) -> list[list[int]]:
-        found = translator.translate_batch(
-            [[names[number] for number in source] for source in sources],
-            beam_size=beam_size,
-            max_batch_size=batch_size,
-            min_decoding_length=length,
-            max_decoding_length=length,
+
+def _load(folder: str, threads: int) -> None:
+    import ctranslate2
+
+    for name in ("float32", "int8"):
+        _loaded[name] = ctranslate2.Translator(
+            folder, compute_type=name, inter_threads=1, intra_threads=threads
         )
-        return [[int(name[1:-1]) for name in each.hypotheses[0]] for each in found]
 
-    def bound(translator: Any) -> Any:
-        return lambda *arguments: translate(translator, *arguments)
 
-    return {name: bound(translator) for name, translator in loaded.items()}
+def _translate(
+    name: str, sources: list[list[int]], beam_size: int, batch_size: int, length: int
+) -> list[list[int]]:
+    found = _loaded[name].translate_batch(
+        [[f"<{number}>" for number in source] for source in sources],
+        beam_size=beam_size,
+        max_batch_size=batch_size,
+        min_decoding_length=length,
+        max_decoding_length=length,
+    )
+    return [[int(token[1:-1]) for token in each.hypotheses[0]] for each in found]
 
 
 def _fill_layer(theirs: Any, layer: Any) -> None:
