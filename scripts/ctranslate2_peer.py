@@ -17,7 +17,9 @@ from lightconv_mt.model.transformer import Seq2SeqTransformer
 LONGEST = 1024
 # Sources with EOS, beam size, batch size and length give so many tokens for each source.
 Translate = Callable[[list[list[int]], int, int, int], list[list[int]]]
-_loaded: dict[str, Any] = {}  # of the process that only CTranslate2 computes in
+_loaded: dict[
+    tuple[str, bool], Any
+] = {}  # by number format and whether one by one; of the process that only CTranslate2 computes in
 
 
 @contextmanager
@@ -26,7 +28,8 @@ def open_peer(
 ) -> Iterator[dict[str, Translate]]:
     """The model in CTranslate2 by number format; nothing where that is not installed.
 
-    It has a process of its own: threads of two OpenMP libraries get into each other's way.
+    It has a process of its own: threads of two OpenMP libraries get into each other's way. For
+    sentences one by one it has one thread, with which it is faster than with more.
     """
     try:
         from ctranslate2.specs import transformer_spec
@@ -65,15 +68,19 @@ def _load(folder: str, threads: int) -> None:
     import ctranslate2
 
     for name in ("float32", "int8"):
-        _loaded[name] = ctranslate2.Translator(
-            folder, compute_type=name, inter_threads=1, intra_threads=threads
-        )
+        for single in (False, True):
+            _loaded[name, single] = ctranslate2.Translator(
+                folder,
+                compute_type=name,
+                inter_threads=1,
+                intra_threads=1 if single else threads,
+            )
 
 
 def _translate(
     name: str, sources: list[list[int]], beam_size: int, batch_size: int, length: int
 ) -> list[list[int]]:
-    found = _loaded[name].translate_batch(
+    found = _loaded[name, batch_size == 1].translate_batch(
         [[f"<{number}>" for number in source] for source in sources],
         beam_size=beam_size,
         max_batch_size=batch_size,
