@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from check_golden import open_imported
 from lightconv_mt.interop.golden import TOLERANCES, compare_folder
-from lightconv_mt.ops import Backend
+from lightconv_mt.ops import Backend, resolve_backend
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "check_golden.py"
 
@@ -29,7 +29,13 @@ def test_every_case_is_within_tolerance(golden: Path, backend: Backend, dtype: t
     comparisons = list(compare_folder(golden, backend=backend, dtype=dtype))
     failed = [comparison for comparison in comparisons if not comparison.excess <= 0]
     assert not failed
-    expected = {quantity for quantity in TOLERANCES if not quantity.startswith("imported")}
+    native = resolve_backend(backend, device=torch.device("cpu")) is Backend.native
+    expected = {
+        quantity
+        for quantity in TOLERANCES
+        if not quantity.startswith("imported")
+        and (native and dtype is torch.float32 or not quantity.startswith("C++"))
+    }
     assert {comparison.quantity for comparison in comparisons} == expected
 
 
@@ -47,7 +53,8 @@ def test_so_is_every_imported_checkpoint(golden: Path) -> None:
 def test_the_script_passes_and_prints_every_quantity(golden: Path) -> None:
     result = run(golden)
     assert result.returncode == 0, result.stderr
-    assert all(quantity in result.stdout for quantity in TOLERANCES)
+    printed = {line[: line.find("  ")] for line in result.stdout.splitlines()}
+    assert {*TOLERANCES} <= printed
     assert " 0 failed" in result.stdout
 
 

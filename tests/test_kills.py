@@ -268,8 +268,10 @@ def matrix(thorough: bool) -> Iterator[dict[str, Any]]:
     cells = itertools.product(
         ("lightconv", "dynamicconv", "attention"), Precision, (1, 3), (0, 2), (0.0, 0.1)
     )
-    cells = [cell for cell in cells if cell[1] is not Precision.fp16]  # needs a GPU
-    for cell in cells if thorough else cells[::5]:
+    # fp16 needs a GPU, and int8 is for translation.
+    trained = (Precision.fp32, Precision.bf16)
+    cells = [cell for cell in cells if cell[1] in trained]
+    for cell in cells if thorough else cells[::7]:
         yield dict(
             zip(("mixer", "precision", "accumulate", "workers", "sampling"), cell, strict=True)
         )
@@ -309,7 +311,7 @@ def test_every_kind_of_run_resumes_to_the_bit(
             assemble.train(runs[1])
         first, second = (digests(Path(config.run_dir)) for config in runs)
         assert first == second, values
-    assert cells == (48 if thorough else 10)
+    assert cells == (48 if thorough else 7)
     figure(
         "resumed runs of each mixer, precision, accumulation, number of workers, BPE-dropout",
         f"{cells} kinds, 0 bits different",

@@ -22,7 +22,13 @@ from lightconv_mt.interop.fairseq import parameter_name, rename_parameters
 from lightconv_mt.interop.fairseq_architecture import read_architecture
 from lightconv_mt.model.native_decoder import NativeDecoder, unsupported
 from lightconv_mt.model.transformer import Seq2SeqTransformer
-from lightconv_mt.ops import Backend, dynamicconv, lightconv, mask_outside_taps
+from lightconv_mt.ops import (
+    Backend,
+    dynamicconv,
+    lightconv,
+    mask_outside_taps,
+    resolve_backend,
+)
 from lightconv_mt.train.checkpoint import load_model_tensors
 from lightconv_mt.train.loss import LabelSmoothedLoss
 
@@ -273,7 +279,8 @@ def _compare_beams(
     """Hypotheses and scores of a recorded beam search, with the decoder in C++ too."""
     decoders: list[tuple[str, Seq2SeqTransformer | NativeDecoder]] = [("", model)]
     single = model.output_weight.dtype is torch.float32
-    if single and model.backend is Backend.native and unsupported(model) is None:
+    kernels = resolve_backend(model.backend, device=run.src.device)
+    if single and kernels is Backend.native and unsupported(model) is None:
         decoders.append(("C++ ", NativeDecoder(model, torch.float32)))
     for where, decoder in decoders:
         with torch.inference_mode():

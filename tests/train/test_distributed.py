@@ -182,7 +182,7 @@ def test_a_process_that_fails_is_restarted_with_the_others_and_changes_no_bit(
     places = range(2, 22, 2) if thorough else (13,)
     slowest, done = 0.0, 0
     signs = {"SIGKILL": "exitcode: -9", "SIGSTOP": "has lost another one", "raise": "a defect"}
-    for fault, sign in signs.items():
+    for fault in signs if thorough else ("SIGKILL", "SIGSTOP"):
         for place in places:
             run_dir = tmp_path / f"{fault}{place}"
             words = [*arguments, f"run_dir={run_dir}"]
@@ -191,12 +191,7 @@ def test_a_process_that_fails_is_restarted_with_the_others_and_changes_no_bit(
             _, said = child.communicate(timeout=300)
             slowest = max(slowest, time.monotonic() - started)
             assert child.returncode == 0, said
-            sign = {
-                "SIGKILL": "exitcode: -9",
-                "SIGSTOP": "has lost another one",
-                "raise": "a defect",
-            }
-            assert sign[fault] in said
+            assert signs[fault] in said
             assert digests(run_dir) == expected
             done += 1
     figure(
