@@ -208,8 +208,8 @@ class _Batch:
 
         # Each row has one EOS at most, so beam_size of the 2 x beam_size others live on.
         live = ends.argsort(1, kind="stable")[:, :beam]
-        self.totals = np.take_along_axis(scores, live, 1)
-        parents, words = (np.take_along_axis(each, live, 1) for each in (parents, words))
+        each = np.arange(len(live))[:, None]
+        self.totals, parents, words = scores[each, live], parents[each, live], words[each, live]
         words = np.where(self.totals == -inf, self.ids.eos, words)
         rows = parents + np.arange(0, words.size, beam)[:, None]
         kept = None

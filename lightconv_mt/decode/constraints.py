@@ -96,10 +96,13 @@ class Constraints:
         if config.unk_penalty or config.word_reward:
             logp = logp.to(torch.promote_types(logp.dtype, torch.float32))
         beam = len(logp) // max(1, len(self.limits))
-        forced = self._forced(positions).repeat(beam)
-        (bound,) = (forced != FREE).nonzero()
-        rows, words = torch.from_numpy(bound), torch.from_numpy(forced[bound])
-        own = logp[rows, words] if len(bound) else None
+        forced = self._forced(positions)
+        own = None
+        if (forced != FREE).any():
+            forced = forced.repeat(beam)
+            (bound,) = (forced != FREE).nonzero()
+            rows, words = torch.from_numpy(bound), torch.from_numpy(forced[bound])
+            own = logp[rows, words]
         logp[:, ids.pad] = -inf
         if config.ban_unk:
             logp[:, ids.unk] = -inf

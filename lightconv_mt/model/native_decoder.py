@@ -64,6 +64,7 @@ class NativeState:
         lengths: (B,) int64, source tokens.
         positions: (B,) int64, target tokens read so far.
         ancestors: (N, stride) int32, in which row of the beam each earlier position lies.
+        addresses: of the memory, as C++ reads it; None before they are known.
     """
 
     memory: list[Arena]
@@ -72,6 +73,7 @@ class NativeState:
     lengths: Tensor
     positions: Tensor
     ancestors: Tensor
+    addresses: Tensor | None = None
 
     def reorder(self, rows: Tensor) -> "NativeState":
         """Take the rows `rows` (N',) int64, in that order; nothing but `ancestors` moves."""
@@ -79,13 +81,14 @@ class NativeState:
 
     def keep(self, sentences: Tensor) -> "NativeState":
         """Take the sentences `sentences` (B',) int64; rows are taken by `reorder`."""
-        memory, arenas = self.memory, self.arenas[sentences]
+        memory, arenas, addresses = self.memory, self.arenas[sentences], self.addresses
         if len(memory) > 1:
             used, arenas = arenas.unique(return_inverse=True)
-            memory = [memory[arena] for arena in used.tolist()]
+            memory, addresses = [memory[arena] for arena in used.tolist()], None
         return replace(
             self,
             memory=memory,
+            addresses=addresses,
             arenas=arenas,
             slots=self.slots[sentences],
             lengths=self.lengths[sentences],
@@ -126,6 +129,7 @@ class NativeDecoder:
         self.layers = [layer for layer in model.decoder.layers if isinstance(layer, DecoderLayer)]
         self.vocab_size, self.dim = model.output_weight.shape
         self.places = torch.empty(0, self.dim)
+        self._grows = any(not isinstance(layer.mixer, ConvBlock) for layer in self.layers)
         layers = Program()
         for layer in self.layers:
             _add_layer(layers, layer, dtype)
@@ -199,10 +203,13 @@ class NativeDecoder:
         found = []
         for column in tokens.unbind(1):
             state = self._make_room(state)
-            words = [word for arena in state.memory for layer in arena for word in layer.words]
+            addresses = state.addresses
+            if addresses is None:
+                words = [word for arena in state.memory for layer in arena for word in layer.words]
+                addresses = torch.tensor(words)
             logits = decoder_step(
                 self._model,
-                torch.tensor(words),
+                addresses,
                 tokens=column.contiguous(),
                 arenas=state.arenas,
                 slots=state.slots,
@@ -213,7 +220,7 @@ class NativeDecoder:
                 vocab_size=self.vocab_size,
                 longest_source=max(arena[0].keys.shape[2] for arena in state.memory),
             )
-            state = replace(state, positions=state.positions + 1)
+            state = replace(state, positions=state.positions + 1, addresses=addresses)
             found.append(logits[:, None])
         return found[0] if len(found) == 1 else torch.cat(found, 1), state
 
@@ -224,11 +231,14 @@ class NativeDecoder:
             count = max(2 * len(self.places), needed, FIRST_CAPACITY)
             positions = torch.arange(count)[None] + FIRST_POSITION
             self.places = sinusoidal_positions(positions, self.dim)[0].contiguous()
+        if not self._grows:
+            return state
         growing = [layer for arena in state.memory for layer in arena if layer.grows]
         for layer in growing:
             while needed > layer.frames.shape[1]:
                 layer.frames = torch.cat([layer.frames, torch.empty_like(layer.frames)], 1)
-        stride = max((layer.frames.shape[1] for layer in growing), default=0)
+                state = replace(state, addresses=None)
+        stride = max(layer.frames.shape[1] for layer in growing)
         if stride > state.ancestors.shape[1]:
             more = stride - state.ancestors.shape[1]
             return replace(state, ancestors=F.pad(state.ancestors, (0, more)))
