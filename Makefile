@@ -51,8 +51,8 @@ lint: $(STAMP) ## find mistakes and departures from the house style
 type: $(STAMP) ## check the types of the library
 	$(BIN)/mypy
 
-bench-decode: $(STAMP) ## time decoding beside a plain search and CTranslate2 (SENTENCES=file CORPUS="files")
-	$(BIN)/python scripts/bench_decode.py $(SENTENCES) $(CORPUS)
+bench-decode: $(STAMP) ## time translating beside a plain search and CTranslate2 (LCMT_DATA holds multi30k/)
+	$(BIN)/python scripts/bench_decode.py
 
 bench-ops: $(STAMP) ## time the convolutions on one and two threads
 	$(BIN)/python scripts/bench_ops.py

@@ -9,6 +9,7 @@ turns; of several rounds the median counts. Memory is the most that was resident
 """
 
 import argparse
+import os
 import platform
 import statistics
 import time
@@ -50,8 +51,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sentences", help="a text file, .gz too")
-    parser.add_argument("corpus", nargs="+", help="text files to learn the vocabulary from")
+    parser.add_argument("sentences", nargs="?", help="a text file, .gz too; default Multi30k's")
+    parser.add_argument("corpus", nargs="*", help="text files to learn the vocabulary from")
     parser.add_argument("--count", type=int, default=1000, help="sentences in batches of 64")
     parser.add_argument("--single", type=int, default=60, help="sentences one by one")
     parser.add_argument("--length", type=int, default=20)
@@ -62,6 +63,12 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--mixers", nargs="+", choices=COMPARED, default=list(COMPARED))
     arguments = parser.parse_args()
+    if not arguments.corpus:
+        if arguments.sentences or "LCMT_DATA" not in os.environ:
+            parser.error("give sentences and a corpus, or let LCMT_DATA hold multi30k/*.gz")
+        folder = Path(os.environ["LCMT_DATA"]) / "multi30k"
+        arguments.sentences = folder / "test_2016_flickr.en.gz"
+        arguments.corpus = [folder / f"train.{side}.gz" for side in ("en", "de")]
     keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     lines = list(read_lines(arguments.sentences))[: arguments.count]
