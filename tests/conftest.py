@@ -1,6 +1,7 @@
 """Shared fixtures: seeds, tiny sizes, and the folder of reference data where it is present."""
 
 import platform
+import signal
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -15,6 +16,10 @@ COUNTED = {
     "test_configs.py::test_every_mistake": "bad configurations, each with a line of its own",
 }
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# What is started in the background ignores Ctrl-C, and so would everything that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
