@@ -291,8 +291,8 @@ def collate(
     pad_multiple: int = 1,
 ) -> Batch:
     """Pad pairs of ids, EOS at the end of both sides, into a batch."""
-    src = _pad([src for src, _ in rows], src_ids.pad, pad_multiple)
-    tgt_out = _pad([tgt for _, tgt in rows], tgt_ids.pad, pad_multiple)
+    src = pad_rows([src for src, _ in rows], src_ids.pad, multiple=pad_multiple)
+    tgt_out = pad_rows([tgt for _, tgt in rows], tgt_ids.pad, multiple=pad_multiple)
     tgt_mask = tgt_out != tgt_ids.pad
     tgt_in = torch.cat([torch.full((len(rows), 1), tgt_ids.bos), tgt_out[:, :-1]], dim=1)
     tgt_in[~tgt_mask] = tgt_ids.pad
@@ -301,7 +301,8 @@ def collate(
     )
 
 
-def _pad(rows: Sequence[Ids], pad: int, multiple: int) -> Tensor:
+def pad_rows(rows: Sequence[Ids], pad: int, *, multiple: int = 1) -> Tensor:
+    """Ids (B, T) int64, padded on the right to a multiple of the given width."""
     width = -(-max(map(len, rows)) // multiple) * multiple
     padded = np.full((len(rows), width), pad, dtype=np.int64)
     for place, row in enumerate(rows):

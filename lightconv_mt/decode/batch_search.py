@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightconv_mt.data.batching import pad_rows
 from lightconv_mt.data.tokenizer_base import SpecialIds
 from lightconv_mt.decode.beam_search import Entering, beam_search
 from lightconv_mt.decode.config import DecodeConfig
@@ -263,10 +264,9 @@ class BatchSearch:
 
 def padded(sources: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids (B, S) padded on the right and their mask (B, S)."""
-    width = max(map(len, sources))
-    src = torch.tensor([[*ids, *[pad] * (width - len(ids))] for ids in sources])
+    src = pad_rows(sources, pad)
     lengths = torch.tensor([len(ids) for ids in sources])
-    mask = torch.arange(width) < lengths[:, None]
+    mask = torch.arange(src.shape[1]) < lengths[:, None]
     return src.to(device), mask.to(device)
 
 
