@@ -1,38 +1,21 @@
 """What finished outputs look at in their sources, read by the decoder after the search."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lightconv_mt.data.batching import collate
 from lightconv_mt.data.tokenizer import TokenizerPair
+from lightconv_mt.model.ensemble import Ensemble
+from lightconv_mt.model.transformer import Seq2SeqTransformer
 
 MOST_WEIGHTS = 1 << 22  # of a head and layer, computed at a time; more only for a single source
 LEAST_ATTENTION = 1e-30  # so that a token that nothing looks at has a logarithm
 
 
-class AttentiveModel(Protocol):
-    """What is used of a model here; see `Seq2SeqTransformer`."""
-
-    def encode(self, src: Tensor, src_mask: Tensor) -> Tensor:
-        """Encode src (B, S) int64 with src_mask (B, S) bool: (B, S, C)."""
-
-    def source_attention(
-        self,
-        memory: Tensor,
-        src_mask: Tensor,
-        tgt_in: Tensor,
-        tgt_mask: Tensor,
-        *,
-        layer: int | None = None,
-    ) -> Tensor:
-        """Mean of the heads of a layer, (B, T, S)."""
-
-
 def read_attention(
-    model: AttentiveModel,
+    model: Seq2SeqTransformer | Ensemble,
     tokenizers: TokenizerPair,
     sources: Sequence[Sequence[int]],
     outputs: Sequence[Sequence[Sequence[int]]],

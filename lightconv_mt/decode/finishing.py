@@ -7,17 +7,23 @@ from torch import Tensor
 
 from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.decode.alignment import Links, link_words
-from lightconv_mt.decode.attention import AttentiveModel, read_attention
+from lightconv_mt.decode.attention import read_attention
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.ranking import Output, rank_by_coverage, rank_by_utility
 from lightconv_mt.decode.trace import Hypothesis
+from lightconv_mt.model.ensemble import Ensemble
+from lightconv_mt.model.transformer import Seq2SeqTransformer
 
 
 class Finisher:
     """Puts hypotheses in order and aligns the best."""
 
     def __init__(
-        self, model: AttentiveModel, tokenizers: TokenizerPair, *, device: torch.device
+        self,
+        model: Seq2SeqTransformer | Ensemble,
+        tokenizers: TokenizerPair,
+        *,
+        device: torch.device,
     ) -> None:
         """Finish outputs of a model that is on `device` already."""
         self.model, self.tokenizers, self.device = model, tokenizers, device
