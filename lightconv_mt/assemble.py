@@ -267,6 +267,7 @@ def load_translator(
         precision=precision,
         max_source_tokens=max_source_tokens or min(map(_source_limit, configs)),
         long_lines=long_lines,
+        run_dir=folders[0],
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby, islice
 from math import exp
+from pathlib import Path
 
 import torch
 
@@ -16,6 +17,7 @@ from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.finishing import Finisher
 from lightconv_mt.decode.long_lines import LongLines, Parts, cut_lines, join_outputs, word_offsets
 from lightconv_mt.decode.ranking import Output, ScoreKind, search_config
+from lightconv_mt.decode.shortlist import Shortlists
 from lightconv_mt.errors import DataError
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 
@@ -121,6 +123,7 @@ class Translator:
         precision: torch.dtype | None = None,
         max_source_tokens: int = 1024,
         long_lines: LongLines = LongLines.truncate,
+        run_dir: Path | None = None,
     ) -> None:
         """Translate with a model that is on `device` already.
 
@@ -131,6 +134,7 @@ class Translator:
             precision: as `BatchSearch`.
             max_source_tokens: of a source the model is given, EOS included.
             long_lines: what happens to longer ones.
+            run_dir: the folder that the model is from; holds what decode.shortlist=auto means.
         """
         assert max_source_tokens > 1, max_source_tokens
         self.model, self.tokenizers = model, tokenizers
@@ -144,6 +148,7 @@ class Translator:
             device=device,
             precision=precision,
         )
+        self._shortlists = Shortlists(tokenizers, run_dir)
         self._finisher = Finisher(model, tokenizers, device=device)
 
     def translate(
@@ -221,6 +226,7 @@ class Translator:
             search_config(config),
             max_tokens=max_tokens,
             batch_size=batch_size,
+            shortlist=self._shortlists.find(config.shortlist),
         )
         most = 1 if config.strict else batch_size
         with self._search.inference():
