@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from lightconv_mt.data.encoded import EncodedPairs
 
 # Of the libraries that learn such tables, nltk's loops are in Python, and those around fast_align
-# and eflomal read files of words and have no wheels for recent Pythons.
+# and eflomal read files of words and have had no release since 2023 and 2024.
 
 PAIRS_AT_ONCE = 2_000_000  # of a source and a target token; each takes some 60 bytes
 MOST_ENTRIES = 10_000_000  # that a table has room for, 16 bytes each
