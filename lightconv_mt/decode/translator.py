@@ -19,6 +19,7 @@ from lightconv_mt.decode.long_lines import LongLines, Parts, cut_lines, join_out
 from lightconv_mt.decode.ranking import Output, ScoreKind, search_config
 from lightconv_mt.decode.shortlist import Shortlists
 from lightconv_mt.errors import DataError
+from lightconv_mt.model.ensemble import Ensemble
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class Translator:
 
     def __init__(
         self,
-        model: Seq2SeqTransformer,
+        model: Seq2SeqTransformer | Ensemble,
         tokenizers: TokenizerPair,
         *,
         device: torch.device,
