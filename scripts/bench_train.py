@@ -60,7 +60,7 @@ def main() -> int:
     try:
         return bench(arguments)
     except LcmtError as error:
-        sys.stderr.write(f"error: {' '.join(str(error.args[0]).split())}\n")
+        sys.stderr.write(f"error: {error}\n")
         return error.exit_code
 
 
@@ -123,10 +123,10 @@ def measure(
                 corpus=str(corpus),
                 scratch=str(folder),
             )
+            # -P: the folder one is in adds nothing to what can be imported.
+            command = [sys.executable, "-P", "-m", f"peers.{side.program}", job.to_json()]
             variables = environment(side, arguments.peers, arguments.threads)
-            process = SideProcess.of_program(
-                side.program, job.to_json(), variables, folder / "log.txt"
-            )
+            process = SideProcess(side.name, command, variables, folder / "log.txt")
             stack.callback(process.close)
             if process.about["target_tokens"] != target_tokens:
                 raise DataError(

@@ -9,8 +9,8 @@ MAX_TOKENS = 4096  # of a batch and side, padding included
 DROPOUT, INNER_DROPOUT = 0.3, 0.1  # residual; of attention and of the convolutions' weights
 LABEL_SMOOTHING = 0.1
 BETAS, EPS = (0.9, 0.98), 1e-8
-# The warm-up is short, so that a loss that falls wrongly is seen within some fifty updates.
-PEAK_LR, WARMUP_UPDATES, FIRST_LR = 5e-4, 50, 1e-7
+# A short warm-up, so that fifty updates teach something and a loss that falls wrongly is seen.
+PEAK_LR, WARMUP_UPDATES, FIRST_LR = 1e-3, 30, 1e-7
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def train(job: Job, windows: Windows, model: nn.Module, forward: Forward, *, ver
     windows.open(
         {
             "version": version,
-            "parameters": sum(each.numel() for each in model.parameters()),
+            "parameters": sum(each.numel() for each in model.parameters() if each.requires_grad),
             "target_tokens": sum(len(tgt) for _, tgt in pairs),
         }
     )

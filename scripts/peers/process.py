@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from lightconv_mt.errors import LcmtError
 
-SECONDS_TO_END = 10.0
+SECONDS_TO_END = 60.0
+LAST_LINES = 15  # of a log, shown when its process ends
 
 
 class SideError(LcmtError):
@@ -44,10 +44,13 @@ class Window:
 class SideProcess:
     """A process that trains on command."""
 
-    def __init__(self, command: Sequence[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], environment: dict[str, str], log: Path
+    ) -> None:
         """Start it, and wait until it could train.
 
         Args:
+            name: what errors call it.
             command: of the process.
             environment: its variables, all of them.
             log: file for what it prints.
@@ -55,7 +58,7 @@ class SideProcess:
         Raises:
             SideError: with the end of the log, when it ends instead.
         """
-        self._log = log
+        self._name, self._log = name, log
         with log.open("w") as file:
             self._process = subprocess.Popen(
                 command,
@@ -66,13 +69,6 @@ class SideProcess:
                 text=True,
             )
         self.about: dict[str, Any] = self._answer()
-
-    @classmethod
-    def of_program(
-        cls, program: str, argument: str, environment: dict[str, str], log: Path
-    ) -> "SideProcess":
-        """Start a module of this package; the folder one is in adds nothing to its imports."""
-        return cls([sys.executable, "-P", "-m", f"peers.{program}", argument], environment, log)
 
     def train(self, *, warm: int, updates: int) -> Window:
         """Let it make `warm` updates, and `updates` more by the clock.
@@ -99,23 +95,23 @@ class SideProcess:
             other_load=max(0.0, busy - answer["cpu_seconds"]) / passed if passed else float("nan"),
         )
 
-    def close(self) -> None:
-        """End it."""
+    def close(self) -> int:
+        """End it; its exit code."""
         try:
             self._process.communicate(timeout=SECONDS_TO_END)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
+        return self._process.returncode
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if line:
             return json.loads(line)
-        self.close()
-        said = self._log.read_text(errors="replace").strip()
-        last = said.splitlines()[-1] if said else "it said nothing"
-        raise SideError(f"a side ended with exit code {self._process.returncode}: {last}", said)
+        code = self.close()
+        said = self._log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        raise SideError("\n".join([f"{self._name} ended with exit code {code}; it said:", *said]))
 
 
 def _machine_seconds() -> tuple[float, float]:

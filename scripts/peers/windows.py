@@ -56,11 +56,11 @@ class Windows:
             self._wait()
 
     def _answer(self, values: dict[str, Any]) -> None:
+        give_back_memory()
         self._answers.write(json.dumps(values) + "\n")
         self._answers.flush()
 
     def _wait(self) -> None:
-        give_back_memory()
         line = sys.stdin.readline()
         if not line:
             sys.exit(0)
