@@ -49,7 +49,7 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=10, help="timed, of a window")
-    parser.add_argument("--warm", type=int, default=2, help="untimed, before them")
+    parser.add_argument("--warm", type=int, default=3, help="untimed, before them")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peers", type=Path, default=PEERS, help="folder with peers' packages")
     parser.add_argument("--json", type=Path, help="takes all that was measured")

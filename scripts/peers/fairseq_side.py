@@ -31,7 +31,7 @@ def mend_fairseq() -> None:
     def hashable(cls: Any = None, /, **options: Any) -> Any:
         return plain(cls, **{"unsafe_hash": True, **options})
 
-    dataclasses.dataclass = hashable  # type: ignore[assignment]
+    dataclasses.dataclass = hashable
     try:
         import fairseq  # noqa: F401
     finally:
@@ -70,7 +70,7 @@ def words(job: Job, data: Path) -> list[str]:
 
 
 def binarise(corpus: Path) -> Path:
-    """fairseq's data of the pieces, made where it is not there yet."""
+    """Make fairseq's data of the pieces where it is not there yet; its folder."""
     folder = corpus / "fairseq"
     if not folder.exists():
         from fairseq import options
