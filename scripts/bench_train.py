@@ -80,7 +80,7 @@ def bench(arguments: argparse.Namespace) -> int:
             rows += measure(arguments, size, sides, corpus, target_tokens)
     versions = dict.fromkeys(row.about["version"] for row in rows)
     print(
-        f"{date.today()}  {platform.processor() or platform.machine()}, {os.cpu_count()} cores  "
+        f"{date.today()}  {machine()}, {os.cpu_count()} cores  "
         f"Python {platform.python_version()}  torch {torch.__version__}  {', '.join(versions)}\n"
         f"{arguments.threads} threads, medians of {arguments.rounds} windows of "
         f"{arguments.updates} updates; {target_tokens:,} target tokens an epoch"
@@ -150,7 +150,7 @@ def write_json(arguments: argparse.Namespace, rows: list[Row], agreed: bool) -> 
     """Everything measured, windows and losses of single updates too."""
     values = {
         "date": str(date.today()),
-        "machine": platform.processor() or platform.machine(),
+        "machine": machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -171,6 +171,14 @@ def write_json(arguments: argparse.Namespace, rows: list[Row], agreed: bool) -> 
         "targets": judge_targets(rows),
     }
     replace_text(arguments.json, json.dumps(values, indent=1) + "\n")
+
+
+def machine() -> str:
+    """Name of the processor, as far as the system tells."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 if __name__ == "__main__":

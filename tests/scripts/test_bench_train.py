@@ -26,10 +26,9 @@ from peers.report import ENOUGH, Row, best_peer, judge_losses, judge_targets, sh
 from peers.sides import MALLOC, SIDES, choose_sides, environment
 
 SIDE = """
-print("who prints before")
 from peers.windows import Windows
 windows = Windows()
-print("or after is no answer")
+print("printed, but no answer")
 windows.open({"version": "toy 1", "parameters": 7, "target_tokens": 99})
 update = 0
 while True:
@@ -41,8 +40,7 @@ while True:
 
 
 def start(folder: Path, program: str) -> SideProcess:
-    # What is printed before the windows are there would be taken for an answer.
-    (folder / "side.py").write_text(program.replace('print("who prints before")\n', ""))
+    (folder / "side.py").write_text(program)
     variables = environment(SIDES["nn-transformer"], folder, 1)
     command = [sys.executable, "-P", str(folder / "side.py")]
     return SideProcess("toy", command, variables, folder / "log.txt")
@@ -57,7 +55,7 @@ def test_a_side_trains_by_the_window_and_ends_with_its_input(tmp_path: Path) -> 
     assert second.done == [(40, 80.0, 40.0)]
     assert first.seconds > 0 and first.speed == first.tokens / first.seconds
     assert side.close() == 0
-    assert (tmp_path / "log.txt").read_text() == "or after is no answer\n"
+    assert (tmp_path / "log.txt").read_text() == "printed, but no answer\n"
 
 
 def test_a_side_that_ends_says_why(tmp_path: Path) -> None:
