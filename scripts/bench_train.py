@@ -78,6 +78,8 @@ def bench(arguments: argparse.Namespace) -> int:
         target_tokens = prepare(corpus)
         for size in arguments.sizes:
             rows += measure(arguments, size, sides, corpus, target_tokens)
+            if arguments.json is not None:  # at each size: what is measured is not lost
+                write_json(arguments, rows)
     versions = dict.fromkeys(row.about["version"] for row in rows)
     print(
         f"{date.today()}  {machine()}, {os.cpu_count()} cores  "
@@ -95,8 +97,6 @@ def bench(arguments: argparse.Namespace) -> int:
         print("the losses differ: the speeds below are not of the same training")
     malloc = " ".join(f"{name}={value}" for name, value in MALLOC.items())
     print("", *show_table(rows), "", f"malloc: {malloc}", "", *judge_targets(rows), sep="\n")
-    if arguments.json is not None:
-        write_json(arguments, rows, agreed)
     return 0 if agreed else 1
 
 
@@ -146,7 +146,7 @@ def measure(
         return [row for _, row in measured]
 
 
-def write_json(arguments: argparse.Namespace, rows: list[Row], agreed: bool) -> None:
+def write_json(arguments: argparse.Namespace, rows: list[Row]) -> None:
     """Everything measured, windows and losses of single updates too."""
     values = {
         "date": str(date.today()),
@@ -155,7 +155,9 @@ def write_json(arguments: argparse.Namespace, rows: list[Row], agreed: bool) -> 
         "python": platform.python_version(),
         "torch": torch.__version__,
         "arguments": {name: str(value) for name, value in vars(arguments).items()},
-        "losses_agree": agreed,
+        "losses_agree": all(
+            judge_losses([row for row in rows if row.size == size])[1] for size in SIZES
+        ),
         "rows": [
             {
                 **{key: getattr(row, key) for key in ("title", "size", "about", "speed", "best")},

@@ -1,6 +1,8 @@
 """Training beside peers: windows on command, one recipe for all sides, losses, table, verdicts."""
 
+import argparse
 import gzip
+import json
 import math
 import os
 import sys
@@ -292,3 +294,14 @@ def test_targets_are_met_or_missed_beside_the_fastest_peer() -> None:
         in (table[2])
     )
     assert table[7].startswith("| fairseq Transformer, malloc | tiny | fp32 |")
+
+
+def test_json_keeps_windows_and_verdicts(tmp_path: Path) -> None:
+    rows = [row("lightconv-bf16", 300), row("fairseq-lightconv", 100, level=6.3)]
+    path = tmp_path / "all.json"
+    bench_train.write_json(argparse.Namespace(json=path, rounds=1), rows)
+    kept = json.loads(path.read_text())
+    assert kept["losses_agree"] is False and kept["arguments"]["rounds"] == "1"
+    assert [each["speed"] for each in kept["rows"]] == pytest.approx([300, 100])
+    assert kept["rows"][0]["windows"][0]["tokens"] == 100
+    assert kept["targets"] == judge_targets(rows)
