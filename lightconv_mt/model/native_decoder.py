@@ -6,18 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightconv_mt.mixers import TokenMixer
-from lightconv_mt.mixers.attention import AttentionMixer
-from lightconv_mt.mixers.conv_block import ConvBlock
-from lightconv_mt.mixers.depthwise import DepthwiseMixer
-from lightconv_mt.mixers.dynamicconv import DynamicConvMixer, Query
 from lightconv_mt.model.decoder import DecoderLayer
 from lightconv_mt.model.embedding import FIRST_POSITION, sinusoidal_positions
+from lightconv_mt.model.native_encoder import LANES, SourceKeys
+from lightconv_mt.model.native_mixer import (
+    MixerParts,
+    add_norm,
+    parts_of,
+    remembers_all,
+    unsupported_mixer,
+)
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops.decoder_step import Program, decoder_step
 
-FIXED_KERNELS, PREDICTED_KERNELS, ATTENTION = range(3)  # `Mixer` of csrc/decoder.cpp
-LANES = 16  # sources are padded to whole vectors of the widest machine
 FIRST_CAPACITY = 32  # positions there is room for at first, where all of them are remembered
 
 
@@ -129,10 +130,15 @@ class NativeDecoder:
         self.layers = [layer for layer in model.decoder.layers if isinstance(layer, DecoderLayer)]
         self.vocab_size, self.dim = model.output_weight.shape
         self.places = torch.empty(0, self.dim)
-        self._grows = any(not isinstance(layer.mixer, ConvBlock) for layer in self.layers)
+        parts = [parts_of(layer.mixer) for layer in self.layers]
+        self._memories = [
+            _LayerFrames.of(mixer, grows=remembers_all(layer.mixer))
+            for layer, mixer in zip(self.layers, parts, strict=True)
+        ]
+        self._grows = any(each.grows for each in self._memories)
         layers = Program()
-        for layer in self.layers:
-            _add_layer(layers, layer, dtype)
+        for layer, mixer in zip(self.layers, parts, strict=True):
+            _add_layer(layers, layer, mixer, dtype)
         self._layers, self._tensors = layers.as_tensor(), layers.tensors
         norm = model.decoder.norm
         root = Program()
@@ -141,13 +147,13 @@ class NativeDecoder:
             len(self.layers),
             isinstance(norm, nn.LayerNorm),
             max(layer.feed_forward.inner.out_features for layer in self.layers),
-            max(_channels(layer.mixer) for layer in self.layers),
-            max(_predicted_taps(layer.mixer) for layer in self.layers),
+            max(mixer.channels for mixer in parts),
+            max(mixer.predicted_taps for mixer in parts),
         )
         root.add_tensor(self._layers)
         root.add_tensor(model.tgt_embedding.weight.float())
         root.add_tensor(torch.tensor([self.dim**0.5]))
-        _add_norm(root, norm if isinstance(norm, nn.LayerNorm) else None)
+        add_norm(root, norm)
         root.add_matrix(model.output_weight, None, dtype)
         self._model = root.as_tensor()
         self._tensors += root.tensors
@@ -160,32 +166,34 @@ class NativeDecoder:
             src_mask: (B, S) bool, padded on the right.
             beam_size: rows of a sentence.
         """
-        batch, length = src_mask.shape
+        length = src_mask.shape[1]
         room = -(-length // LANES) * LANES
-        layers: Arena = []
-        stride = 1
+        keys, values = [], []
         for layer in self.layers:
-            attention = layer.source_attention
-            keys = attention.key(memory).float().transpose(1, 2)
-            values = attention.value(memory).float()
-            mixer = layer.mixer
-            grows = not isinstance(mixer, ConvBlock)
-            capacity = mixer.kernel_size if isinstance(mixer, ConvBlock) else FIRST_CAPACITY
-            stride = max(stride, capacity)
-            channels = _channels(mixer) * (2 if grows else 1)
-            layers.append(
-                LayerMemory(
-                    torch.empty(batch, capacity, beam_size, channels),
-                    F.pad(keys, (0, room - length)).contiguous(),
-                    F.pad(values, (0, 0, 0, room - length)).contiguous(),
-                    grows=grows,
-                )
+            key, value = layer.source_attention.key(memory), layer.source_attention.value(memory)
+            keys.append(F.pad(key.float().transpose(1, 2), (0, room - length)).contiguous())
+            values.append(F.pad(value.float(), (0, 0, 0, room - length)).contiguous())
+        return self.begin(SourceKeys(keys, values, src_mask.sum(1)), beam_size)
+
+    def begin(self, sources: SourceKeys, beam_size: int) -> NativeState:
+        """State before BOS, beam_size rows for each of the B sources."""
+        batch = len(sources.lengths)
+        memories = zip(self._memories, sources.keys, sources.values, strict=True)
+        layers = [
+            LayerMemory(
+                torch.empty(batch, each.capacity, beam_size, each.channels),
+                keys,
+                values,
+                grows=each.grows,
             )
+            for each, keys, values in memories
+        ]
+        stride = max((each.capacity for each in self._memories), default=1)
         return NativeState(
             memory=[layers],
             arenas=torch.zeros(batch, dtype=torch.int64),
             slots=torch.arange(batch),
-            lengths=src_mask.sum(1),
+            lengths=sources.lengths,
             positions=torch.zeros(batch, dtype=torch.int64),
             ancestors=torch.zeros(batch * beam_size, stride, dtype=torch.int32),
         )
@@ -245,55 +253,40 @@ class NativeDecoder:
         return state
 
 
+@dataclass(frozen=True)
+class _LayerFrames:
+    """What a layer remembers of a row at first: positions, channels, and whether they grow."""
+
+    capacity: int
+    channels: int
+    grows: bool
+
+    @classmethod
+    def of(cls, mixer: MixerParts, *, grows: bool) -> "_LayerFrames":
+        """Those of a mixer; attention remembers keys and values."""
+        if grows:
+            return cls(FIRST_CAPACITY, 2 * mixer.channels, grows=True)
+        return cls(mixer.width, mixer.channels, grows=False)
+
+
 def unsupported(model: Seq2SeqTransformer) -> str | None:
     """Why the C++ decoder cannot run a model, or None where it can."""
     for layer in model.decoder.layers:
         assert isinstance(layer, DecoderLayer)
-        mixer = layer.mixer
-        if isinstance(mixer, DynamicConvMixer):
-            if mixer.config.renormalize_edges or mixer.config.query is not Query.convolved:
-                return "it has no kernels renormalised at the edges or predicted from the input"
-        elif not isinstance(mixer, DepthwiseMixer | AttentionMixer):
-            return f"it has no {type(mixer).__name__}"
+        reason = unsupported_mixer(layer.mixer)
+        if reason is not None:
+            return reason
     return None
 
 
-def _channels(mixer: TokenMixer) -> int:
-    if isinstance(mixer, ConvBlock):
-        return mixer.conv_dim
-    assert isinstance(mixer, AttentionMixer)
-    return mixer.query.out_features
-
-
-def _predicted_taps(mixer: TokenMixer) -> int:
-    return mixer.num_heads * mixer.kernel_size if isinstance(mixer, DynamicConvMixer) else 0
-
-
-def _add_layer(program: Program, layer: DecoderLayer, dtype: torch.dtype) -> None:
+def _add_layer(
+    program: Program, layer: DecoderLayer, mixer: MixerParts, dtype: torch.dtype
+) -> None:
     """Append a `Layer`."""
-    mixer, source, feed_forward = layer.mixer, layer.source_attention, layer.feed_forward
-    predictor = taps = None
-    if isinstance(mixer, AttentionMixer):
-        kind, width, glu, normalize = ATTENTION, mixer.window or 0, False, True
-        parts = (mixer.query, mixer.key, mixer.value)
-        inputs = torch.cat([part.weight for part in parts]), torch.cat([p.bias for p in parts])
-    else:
-        assert isinstance(mixer, DepthwiseMixer | DynamicConvMixer)
-        width, glu = mixer.kernel_size, mixer.glu
-        inputs = mixer.input_projection.weight, mixer.input_projection.bias
-        if isinstance(mixer, DynamicConvMixer):
-            kind, normalize = PREDICTED_KERNELS, mixer.config.normalize
-            predictor = mixer.kernel_predictor.weight
-        else:
-            kind, normalize = FIXED_KERNELS, mixer.normalize
-            kernel = mixer.kernel.float()
-            taps = kernel.softmax(-1) if normalize else kernel
-    program.add_numbers(kind, width, mixer.num_heads, _channels(mixer), glu, normalize)
-    program.add_tensor(taps)
-    program.add_matrix(*inputs, dtype)
-    program.add_matrix(predictor, None, dtype)
+    source, feed_forward = layer.source_attention, layer.feed_forward
+    mixer.add_inputs(program, dtype)
     linears = (
-        mixer.output_projection,
+        mixer.output,
         source.query,
         source.output_projection,
         feed_forward.inner,
@@ -302,10 +295,5 @@ def _add_layer(program: Program, layer: DecoderLayer, dtype: torch.dtype) -> Non
     for linear in linears:
         program.add_matrix(linear.weight, linear.bias, dtype)
     for sublayer in (layer.mixer_sublayer, layer.source_sublayer, layer.feed_forward_sublayer):
-        _add_norm(program, sublayer.norm)
+        add_norm(program, sublayer.norm)
     program.add_numbers(source.num_heads)
-
-
-def _add_norm(program: Program, norm: nn.LayerNorm | None) -> None:
-    program.add_tensor(None if norm is None else norm.weight.float())
-    program.add_tensor(None if norm is None else norm.bias.float())
