@@ -15,17 +15,20 @@ from lightconv_mt.data.tokenizer_base import SpecialIds
 from lightconv_mt.decode.beam_search import Entering, beam_search
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.diverse import diverse_beam_search
+from lightconv_mt.decode.native_search import has_options, native_search
 from lightconv_mt.decode.sampling import sample
 from lightconv_mt.decode.trace import Hypothesis
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.model.ensemble import Ensemble, JointDecoder
-from lightconv_mt.model.native_decoder import NativeDecoder, unsupported
+from lightconv_mt.model.native_decoder import unsupported
+from lightconv_mt.model.native_encoder import unsupported_encoder
+from lightconv_mt.model.search_model import SearchModel
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops.dispatch import Backend
 
 logger = logging.getLogger(__name__)
 
-Decoder = NativeDecoder | JointDecoder | Seq2SeqTransformer | Ensemble
+Weights = list[tuple[int, int]]
 
 # A search keeps what it did until its end.
 PARTS_OF_A_SEARCH = 128
@@ -47,7 +50,7 @@ class Request:
 
 
 class BatchSearch:
-    """Searches with one model, whose steps are in C++ where its kernels are."""
+    """Searches with one model, in C++ where its kernels are."""
 
     def __init__(
         self,
@@ -65,22 +68,26 @@ class BatchSearch:
             src_ids: special ids of the source vocabulary.
             tgt_ids: those of the target vocabulary.
             device: where it computes.
-            precision: bfloat16 and float16 are of autocast and, on CPUs, of the decoder's matrices;
-                int8 is of those alone. None is float32.
+            precision: bfloat16 and float16 are of autocast and of the matrices in C++; int8 is of
+                those alone. None is float32.
 
         Raises:
             ConfigError: when it is int8 and the decoder does not run in C++.
         """
         self.model, self.src_ids, self.tgt_ids = model, src_ids, tgt_ids
         self.device, self.precision = device, precision or torch.float32
-        self._native: tuple[list[tuple[int, int]], NativeDecoder | JointDecoder] | None = None
-        reason = self._not_native()
+        self._models: tuple[Weights, SearchModel | JointDecoder] | None = None
+        self.native = device.type == "cpu" and model.backend is Backend.native
+        reason = self._no_steps()
         if reason is not None and self.precision is torch.int8:
             raise ConfigError(
                 f"runtime.precision=int8 is of the C++ decoder, but {reason}; set fp32 or bf16"
             )
-        if reason is not None and model.backend is Backend.native:
+        if reason is not None and self.native:
             logger.info("plain torch makes the decoder's steps, not C++: %s", reason)
+        reason = next(filter(None, map(unsupported_encoder, self._members())), None)
+        if reason is not None and self.native:
+            logger.info("plain torch encodes, not C++: %s", reason)
 
     def search(
         self,
@@ -127,13 +134,13 @@ class BatchSearch:
         """Indices of requests that are searched for together, and what was found for them."""
         sources = [request.source for request in requests]
         with self.inference():
-            native = self._native_decoder()
-            if native is None or config.sampling or config.beam_groups > 1:
+            model = self._search_model()
+            if self._no_steps() is not None or config.sampling or config.beam_groups > 1:
                 most = 1 if config.strict else batch_size
                 batches = batches_by_length(sources, max_tokens=max_tokens, batch_size=most)
                 for batch in batches:
                     alike = [requests[index] for index in batch]
-                    yield batch, self._search_batch(native or self.model, alike, config)
+                    yield batch, self._search_batch(model, alike, config)
                 return
             # The batch has room for two parts: one enters when as many sentences are done.
             parts = list(
@@ -146,12 +153,12 @@ class BatchSearch:
                 chosen = [[requests[index] for index in part] for part in some]
                 yield (
                     [index for part in some for index in part],
-                    self._search_parts(native, chosen, config, max_tokens, batch_size),
+                    self._search_parts(model, chosen, config, max_tokens, batch_size),
                 )
 
     def _search_parts(
         self,
-        native: NativeDecoder | JointDecoder,
+        model: SearchModel | JointDecoder,
         parts: list[list[Request]],
         config: DecodeConfig,
         max_tokens: int,
@@ -160,14 +167,15 @@ class BatchSearch:
         """One search that the parts enter one after the other."""
 
         def start(part: list[Request]) -> Any:
-            if not config.strict:
-                return self._start(native, part, config.beam_size)
+            if not config.strict or alone_is_together:
+                return self._begin(model, part, config.beam_size)
             # Encoded alone, a sentence does not depend on others; nor do its steps.
-            state, *others = (self._start(native, [one], config.beam_size) for one in part)
+            state, *others = (self._begin(model, [one], config.beam_size) for one in part)
             for other in others:
                 state = state.join(other)
             return state
 
+        alone_is_together = not any(map(unsupported_encoder, self._members()))
         entering = [
             Entering(
                 partial(start, part),
@@ -176,8 +184,11 @@ class BatchSearch:
             )
             for part in parts
         ]
+        room = {"max_sentences": batch_size, "max_source_tokens": max_tokens}
+        if isinstance(model, SearchModel) and model.decoder and not has_options(config):
+            return native_search(model.decoder, entering, ids=self.tgt_ids, config=config, **room)
         first = entering[0]
-        step: Any = native.decode_step  # each takes the states that it made
+        step: Any = model.decode_step  # each takes the states that it made
         return beam_search(
             step,
             first.start(),
@@ -187,23 +198,22 @@ class BatchSearch:
             prefixes=first.prefixes,
             backend=self.model.backend,
             entering=entering[1:],
-            max_sentences=batch_size,
-            max_source_tokens=max_tokens,
+            **room,
         )
 
     def _search_batch(
         self,
-        decoder: Decoder,
+        model: SearchModel | JointDecoder,
         batch: list[Request],
         config: DecodeConfig,
     ) -> list[list[Hypothesis]]:
         groups = config.beam_groups
-        state = self._start(decoder, batch, config.beam_size // groups, groups=groups)
+        state = self._begin(model, batch, config.beam_size // groups, groups=groups)
         src_lengths = torch.tensor([len(request.source) for request in batch], device=self.device)
         prefixes = [request.prefix for request in batch]
         if config.sampling:
             return sample(
-                decoder.decode_step,
+                model.decode_step,
                 state,
                 src_lengths=src_lengths,
                 lines=torch.tensor([request.line for request in batch], device=self.device),
@@ -213,7 +223,7 @@ class BatchSearch:
             )
         search = beam_search if groups == 1 else diverse_beam_search
         return search(
-            decoder.decode_step,
+            model.decode_step,
             state,
             src_lengths=src_lengths,
             ids=self.tgt_ids,
@@ -222,23 +232,20 @@ class BatchSearch:
             backend=self.model.backend,
         )
 
-    def _start(
+    def _begin(
         self,
-        decoder: Decoder,
+        model: SearchModel | JointDecoder,
         batch: list[Request],
         beam_size: int,
         *,
         groups: int = 1,
     ) -> Any:
         src, src_mask = padded([request.source for request in batch], self.src_ids.pad, self.device)
-        memory = self.model.encode(src, src_mask)
-        if groups > 1:
-            memory, src_mask = (each.repeat_interleave(groups, 0) for each in (memory, src_mask))
-        return decoder.start(memory, src_mask, beam_size)
+        return model.begin(src, src_mask, beam_size, groups=groups)
 
-    def _not_native(self) -> str | None:
+    def _no_steps(self) -> str | None:
         """Why the decoder's steps do not run in C++, or None."""
-        if self.device.type != "cpu" or self.model.backend is not Backend.native:
+        if not self.native:
             return "runtime.kernels is not native"
         return next(filter(None, map(unsupported, self._members())), None)
 
@@ -246,20 +253,22 @@ class BatchSearch:
         """The models of an ensemble, or the only one."""
         return self.model.members if isinstance(self.model, Ensemble) else [self.model]
 
-    def _native_decoder(self) -> NativeDecoder | JointDecoder | None:
-        """The C++ decoder with the model's weights as they are now."""
-        if self._not_native() is not None:
-            return None
+    def _search_model(self) -> SearchModel | JointDecoder:
+        """The model with the weights that it has now, in C++ what can be."""
         weights = [(each.data_ptr(), each._version) for each in self.model.parameters()]
-        if self._native is None or self._native[0] != weights:
-            decoders = [NativeDecoder(each, self.precision) for each in self._members()]
-            self._native = (
+        if self._models is None or self._models[0] != weights:
+            steps = self._no_steps() is None
+            models = [
+                SearchModel(each, self.precision, native=self.native, steps=steps)
+                for each in self._members()
+            ]
+            self._models = (
                 weights,
-                JointDecoder(decoders, self.model.source_dims)
+                JointDecoder(models, self.model.source_dims)
                 if isinstance(self.model, Ensemble)
-                else decoders[0],
+                else models[0],
             )
-        return self._native[1]
+        return self._models[1]
 
 
 def padded(sources: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,14 @@ class JointDecoder:
             tuple(decoder.start(part, src_mask, beam_size) for decoder, part in parts)
         )
 
+    def begin(
+        self, src: Tensor, src_mask: Tensor, beam_size: int, *, groups: int = 1
+    ) -> EnsembleState:
+        """State before BOS, of decoders that encode themselves, as a `SearchModel` does."""
+        return EnsembleState(
+            tuple(each.begin(src, src_mask, beam_size, groups=groups) for each in self.decoders)
+        )
+
     def decode_step(self, tokens: Tensor, state: EnsembleState) -> tuple[Tensor, EnsembleState]:
         """Read tokens (N, T) int64 of every row; log-probabilities (N, T, V), the next state."""
         pairs = zip(self.decoders, state.states, strict=True)

@@ -17,7 +17,7 @@ from lightconv_mt.model.native_mixer import (
     unsupported_mixer,
 )
 from lightconv_mt.model.transformer import Seq2SeqTransformer
-from lightconv_mt.ops.decoder_step import Program, decoder_step
+from lightconv_mt.ops.decoder_step import Program, decoder_step, pack_step
 
 FIRST_CAPACITY = 32  # positions there is room for at first, where all of them are remembered
 
@@ -82,19 +82,32 @@ class NativeState:
 
     def keep(self, sentences: Tensor) -> "NativeState":
         """Take the sentences `sentences` (B',) int64; rows are taken by `reorder`."""
-        memory, arenas, addresses = self.memory, self.arenas[sentences], self.addresses
-        if len(memory) > 1:
-            used, arenas = arenas.unique(return_inverse=True)
-            memory, addresses = [memory[arena] for arena in used.tolist()], None
-        return replace(
-            self,
-            memory=memory,
-            addresses=addresses,
-            arenas=arenas,
+        return self._in_use(
+            arenas=self.arenas[sentences],
             slots=self.slots[sentences],
             lengths=self.lengths[sentences],
             positions=self.positions[sentences],
         )
+
+    def first(self, count: int) -> "NativeState":
+        """Take the first sentences and their rows, in place."""
+        rows = len(self.ancestors) // len(self.slots) * count
+        return self._in_use(
+            arenas=self.arenas[:count],
+            slots=self.slots[:count],
+            lengths=self.lengths[:count],
+            positions=self.positions[:count],
+            ancestors=self.ancestors[:rows],
+        )
+
+    def _in_use(self, *, arenas: Tensor, **others: Tensor) -> "NativeState":
+        """With what is given, and of the memory what it needs."""
+        memory, addresses = self.memory, self.addresses
+        if len(memory) > 1:
+            used, places = arenas.unique(return_inverse=True)
+            if len(used) < len(memory):
+                memory, addresses, arenas = [memory[each] for each in used.tolist()], None, places
+        return replace(self, memory=memory, addresses=addresses, arenas=arenas, **others)
 
     def join(self, others: "NativeState") -> "NativeState":
         """Put sentences and rows of others behind its own."""
@@ -193,7 +206,7 @@ class NativeDecoder:
             memory=[layers],
             arenas=torch.zeros(batch, dtype=torch.int64),
             slots=torch.arange(batch),
-            lengths=sources.lengths,
+            lengths=sources.lengths.clone(),
             positions=torch.zeros(batch, dtype=torch.int64),
             ancestors=torch.zeros(batch * beam_size, stride, dtype=torch.int32),
         )
@@ -210,47 +223,64 @@ class NativeDecoder:
         """
         found = []
         for column in tokens.unbind(1):
-            state = self._make_room(state)
-            addresses = state.addresses
-            if addresses is None:
-                words = [word for arena in state.memory for layer in arena for word in layer.words]
-                addresses = torch.tensor(words)
-            logits = decoder_step(
-                self._model,
-                addresses,
-                tokens=column.contiguous(),
-                arenas=state.arenas,
-                slots=state.slots,
-                positions=state.positions,
-                lengths=state.lengths,
-                ancestors=state.ancestors,
-                places=self.places,
-                vocab_size=self.vocab_size,
-                longest_source=max(arena[0].keys.shape[2] for arena in state.memory),
-            )
-            state = replace(state, positions=state.positions + 1, addresses=addresses)
+            state = self.make_room(state)
+            logits = torch.empty(len(column), self.vocab_size)
+            decoder_step(self.pack_step(column.contiguous(), state, logits))
+            state = replace(state, positions=state.positions + 1)
             found.append(logits[:, None])
         return found[0] if len(found) == 1 else torch.cat(found, 1), state
 
-    def _make_room(self, state: NativeState) -> NativeState:
-        """Room for one more position, in steps that double it."""
+    def pack_step(self, tokens: Tensor, state: NativeState, logits: Tensor) -> bytes:
+        """Describe a step that reads tokens (N,) int64 and writes logits (N, V) float32.
+
+        Args:
+            tokens: of N rows.
+            state: after `make_room`; its memory and ancestors are written.
+            logits: anything.
+        """
+        assert state.addresses is not None
+        return pack_step(
+            self._model,
+            state.addresses,
+            tokens=tokens,
+            arenas=state.arenas,
+            slots=state.slots,
+            positions=state.positions,
+            lengths=state.lengths,
+            ancestors=state.ancestors,
+            places=self.places,
+            logits=logits,
+            longest_source=max(arena[0].keys.shape[2] for arena in state.memory),
+        )
+
+    def steps_ahead(self, state: NativeState) -> int:
+        """How many steps there is room for."""
+        frames = [layer.frames.shape[1] for arena in state.memory for layer in arena if layer.grows]
+        return min([len(self.places), *frames]) - int(state.positions.max())
+
+    def make_room(self, state: NativeState) -> NativeState:
+        """Room for one more position at least, in steps that double it."""
         needed = int(state.positions.max()) + 1
         if needed > len(self.places):
             count = max(2 * len(self.places), needed, FIRST_CAPACITY)
             positions = torch.arange(count)[None] + FIRST_POSITION
             self.places = sinusoidal_positions(positions, self.dim)[0].contiguous()
-        if not self._grows:
+        addresses, ancestors = state.addresses, state.ancestors
+        if self._grows:
+            growing = [layer for arena in state.memory for layer in arena if layer.grows]
+            for layer in growing:
+                while needed > layer.frames.shape[1]:
+                    layer.frames = torch.cat([layer.frames, torch.empty_like(layer.frames)], 1)
+                    addresses = None
+            stride = max(layer.frames.shape[1] for layer in growing)
+            if stride > ancestors.shape[1]:
+                ancestors = F.pad(ancestors, (0, stride - ancestors.shape[1]))
+        if addresses is None:
+            words = [word for arena in state.memory for layer in arena for word in layer.words]
+            addresses = torch.tensor(words)
+        elif ancestors is state.ancestors:
             return state
-        growing = [layer for arena in state.memory for layer in arena if layer.grows]
-        for layer in growing:
-            while needed > layer.frames.shape[1]:
-                layer.frames = torch.cat([layer.frames, torch.empty_like(layer.frames)], 1)
-                state = replace(state, addresses=None)
-        stride = max(layer.frames.shape[1] for layer in growing)
-        if stride > state.ancestors.shape[1]:
-            more = stride - state.ancestors.shape[1]
-            return replace(state, ancestors=F.pad(state.ancestors, (0, more)))
-        return state
+        return replace(state, ancestors=ancestors, addresses=addresses)
 
 
 @dataclass(frozen=True)

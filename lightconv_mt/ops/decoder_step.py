@@ -13,7 +13,7 @@ PANEL = 32  # `kPanel` of csrc/product.h
 # Of a matrix: its number there, and inputs that fill four bytes.
 WEIGHT_TYPES = {torch.float32: (0, 1), torch.bfloat16: (1, 2), torch.int8: (2, 4)}
 
-_CALL = struct.Struct("=10Q5q")  # `Call` of csrc/decoder.cpp
+STEP = struct.Struct("=10Q5q")  # `Call` of csrc/decoder.h
 
 
 @dataclass
@@ -78,7 +78,7 @@ def pack_matrix(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | No
     return panels.to(dtype).contiguous(), scales, excess
 
 
-def decoder_step(
+def pack_step(
     model: Tensor,
     memory: Tensor,
     *,
@@ -89,10 +89,10 @@ def decoder_step(
     lengths: Tensor,
     ancestors: Tensor,
     places: Tensor,
-    vocab_size: int,
+    logits: Tensor,
     longest_source: int,
-) -> Tensor:
-    """Read one token of every row; all tensors are contiguous, on the CPU.
+) -> bytes:
+    """Describe a step that reads one token of every row; all tensors are contiguous, on the CPU.
 
     Args:
         model: `Model` of csrc/decoder.cpp.
@@ -104,13 +104,12 @@ def decoder_step(
         lengths: (B,) int64, source tokens.
         ancestors: (N, stride) int32, the row of the beam that held each earlier position; written.
         places: (positions, C) float32, position vectors.
-        vocab_size: V.
+        logits: (N, V) float32, written.
         longest_source: the most room that an arena has for a source.
 
     Returns:
-        Logits (N, V) float32.
+        `Call` of csrc/decoder.h, as long as the tensors live.
     """
-    logits = torch.empty(len(tokens), vocab_size)
     addresses: Sequence[Tensor] = (
         model,
         memory,
@@ -124,7 +123,7 @@ def decoder_step(
         logits,
     )
     assert all(tensor.is_contiguous() for tensor in addresses)
-    call = _CALL.pack(
+    return STEP.pack(
         *(tensor.data_ptr() for tensor in addresses),
         len(tokens),
         len(tokens) // len(slots),
@@ -132,6 +131,9 @@ def decoder_step(
         longest_source,
         torch.get_num_threads(),
     )
-    if load_library().lcmt_decoder_step(call):
-        raise MemoryError(f"a step of the decoder: not enough memory for {len(tokens)} rows")
-    return logits
+
+
+def decoder_step(step: bytes) -> None:
+    """Make a step that `pack_step` describes."""
+    if load_library().lcmt_decoder_step(step):
+        raise MemoryError("a step of the decoder: not enough memory")

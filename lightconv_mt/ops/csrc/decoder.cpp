@@ -5,10 +5,11 @@
 #include <omp.h>
 #endif
 
+#include "decoder.h"
 #include "product.h"
 #include "rows.h"
 
-namespace {
+namespace decoder {
 
 // All fields take 8 bytes, as the Python side packs them.
 struct Layer {
@@ -37,16 +38,7 @@ struct Memory {
   i64 room;
 };
 
-struct Call {
-  const Model* model;
-  const Memory* memory;                             // (arenas, layers)
-  const i64* tokens;                                // (rows)
-  const i64 *arenas, *slots, *positions, *lengths;  // (sentences); lengths of the source
-  int32_t* ancestors;                               // (rows, ancestor_stride), by position
-  const float* places;                              // (positions, dim)
-  float* logits;                                    // (rows, vocabulary)
-  i64 rows, beam, ancestor_stride, longest_source, threads;
-};
+namespace {
 
 // The sum of rows times weights, channels `first` and up: out = sum_i weights[i] * rows[i].
 void weighted_sum(const float* const* rows, const float* weights, i64 count, i64 first, i64 channels,
@@ -246,8 +238,10 @@ struct Step {
 };
 
 }  // namespace
+}  // namespace decoder
 
-extern "C" int lcmt_decoder_step(const Call* call) {
+extern "C" int lcmt_decoder_step(const decoder::Call* call) {
+  using namespace decoder;
   i64 longest = call->longest_source;
   for (i64 sentence = 0; sentence < call->rows / call->beam; ++sentence)
     longest = std::max(longest, call->positions[sentence] + 1);

@@ -1,0 +1,61 @@
+"""A model as searches use it: encoder and decoder, each in C++ where that can run it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightconv_mt.model.native_decoder import NativeDecoder, unsupported
+from lightconv_mt.model.native_encoder import NativeEncoder, unsupported_encoder
+from lightconv_mt.model.transformer import Seq2SeqTransformer
+
+
+class SearchModel:
+    """Encodes sources and makes the decoder's steps.
+
+    Attributes:
+        encoder: in C++, or None where torch encodes.
+        decoder: in C++, or None where torch makes the steps.
+    """
+
+    def __init__(
+        self, model: Seq2SeqTransformer, dtype: torch.dtype, *, native: bool, steps: bool
+    ) -> None:
+        """Pack the weights for C++.
+
+        Args:
+            model: whose weights a C++ part holds a copy of.
+            dtype: of the matrices in C++, as for `NativeDecoder`.
+            native: whether C++ may be used,
+            steps: and for the decoder too.
+        """
+        self.model = model
+        self.encoder = (
+            NativeEncoder(model, dtype) if native and unsupported_encoder(model) is None else None
+        )
+        self.decoder = (
+            NativeDecoder(model, dtype)
+            if native and steps and unsupported(model) is None
+            else None
+        )
+
+    def begin(self, src: Tensor, src_mask: Tensor, beam_size: int, *, groups: int = 1) -> Any:
+        """State before BOS.
+
+        Args:
+            src: (B, S) int64.
+            src_mask: (B, S) bool, padded on the right.
+            beam_size: rows of a beam.
+            groups: beams of a source.
+        """
+        if self.encoder is not None and self.decoder is not None:
+            sources = self.encoder.keys(src, src_mask)
+            return self.decoder.begin(sources if groups == 1 else sources.repeat(groups), beam_size)
+        memory = (self.encoder or self.model).encode(src, src_mask)
+        if groups > 1:
+            memory, src_mask = (each.repeat_interleave(groups, 0) for each in (memory, src_mask))
+        return (self.decoder or self.model).start(memory, src_mask, beam_size)
+
+    def decode_step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Read T >= 1 new tokens (N, T) int64 of every row; logits (N, T, V), the next state."""
+        return (self.decoder or self.model).decode_step(tokens, state)
