@@ -107,9 +107,7 @@ class _Part:
     found: list[list[Hypothesis]] | None = None
 
     @classmethod
-    def build(
-        cls, fresh: Entering[NativeState], config: DecodeConfig, ids: SpecialIds
-    ) -> "_Part":
+    def build(cls, fresh: Entering[NativeState], config: DecodeConfig, ids: SpecialIds) -> "_Part":
         """Before BOS."""
         bounds = Constraints.build(fresh.src_lengths.tolist(), config, ids, fresh.prefixes)
         (count, width), room = bounds.prefix.shape, int(bounds.limits.max())

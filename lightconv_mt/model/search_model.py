@@ -34,9 +34,7 @@ class SearchModel:
             NativeEncoder(model, dtype) if native and unsupported_encoder(model) is None else None
         )
         self.decoder = (
-            NativeDecoder(model, dtype)
-            if native and steps and unsupported(model) is None
-            else None
+            NativeDecoder(model, dtype) if native and steps and unsupported(model) is None else None
         )
 
     def begin(self, src: Tensor, src_mask: Tensor, beam_size: int, *, groups: int = 1) -> Any:

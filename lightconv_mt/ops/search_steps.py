@@ -123,4 +123,3 @@ def read_search(
     )
     load_library().lcmt_read_search(call)
     return tokens, token_scores, lengths, scores
-

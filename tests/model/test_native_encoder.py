@@ -71,9 +71,7 @@ def compare(model: Seq2SeqTransformer, encoder: NativeEncoder, lengths: list[int
     worst = [(found - expected)[mask].abs().max()]
     sources = encoder.keys(src, mask)
     assert sources.lengths.tolist() == lengths
-    for layer, keys, values in zip(
-        model.decoder.layers, sources.keys, sources.values, strict=True
-    ):
+    for layer, keys, values in zip(model.decoder.layers, sources.keys, sources.values, strict=True):
         attention = layer.source_attention
         keys, values = keys.transpose(1, 2)[:, : src.shape[1]], values[:, : src.shape[1]]
         worst += [
