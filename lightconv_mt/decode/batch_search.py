@@ -85,7 +85,7 @@ class BatchSearch:
             )
         if reason is not None and self.native:
             logger.info("plain torch makes the decoder's steps, not C++: %s", reason)
-        reason = next(filter(None, map(unsupported_encoder, self._members())), None)
+        reason = self._no_encoder()
         if reason is not None and self.native:
             logger.info("plain torch encodes, not C++: %s", reason)
 
@@ -175,7 +175,7 @@ class BatchSearch:
                 state = state.join(other)
             return state
 
-        alone_is_together = not any(map(unsupported_encoder, self._members()))
+        alone_is_together = self._no_encoder() is None
         entering = [
             Entering(
                 partial(start, part),
@@ -248,6 +248,12 @@ class BatchSearch:
         if not self.native:
             return "runtime.kernels is not native"
         return next(filter(None, map(unsupported, self._members())), None)
+
+    def _no_encoder(self) -> str | None:
+        """Why sources are not encoded in C++, or None."""
+        if not self.native:
+            return "runtime.kernels is not native"
+        return next(filter(None, map(unsupported_encoder, self._members())), None)
 
     def _members(self) -> list[Seq2SeqTransformer]:
         """The models of an ensemble, or the only one."""
