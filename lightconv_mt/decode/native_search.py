@@ -229,7 +229,7 @@ class _Batch:
             steps=decoder.steps_ahead(state),
             few_sentences=few[0],
             few_tokens=few[1],
-        )
+        ).left
         if not left:
             return None
         rows = left * self.totals.shape[1]

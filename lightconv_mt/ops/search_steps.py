@@ -2,6 +2,7 @@
 
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +44,20 @@ class Rules:
     early_stop: bool
 
 
+class Stretch(NamedTuple):
+    """What became of some steps.
+
+    Attributes:
+        left: sentences that are not done.
+        decoder_seconds: time in the decoder,
+        choice_seconds: and in the choice of continuations.
+    """
+
+    left: int
+    decoder_seconds: float
+    choice_seconds: float
+
+
 def search_steps(
     step: bytes,
     sentences: Tensor,
@@ -52,7 +67,7 @@ def search_steps(
     steps: int = _UNBOUNDED,
     few_sentences: int = -1,
     few_tokens: int = -1,
-) -> int:
+) -> Stretch:
     """Make steps until no sentence is left, or as many as are asked for.
 
     Args:
@@ -64,11 +79,8 @@ def search_steps(
         steps: at most.
         few_sentences: stop when some left and so many remain at most,
         few_tokens: of so many source tokens.
-
-    Returns:
-        How many sentences are left.
     """
-    left = torch.empty(1, dtype=torch.int64)
+    result = torch.empty(3, dtype=torch.float64)
     call = step + _SEARCH.pack(
         sentences.data_ptr(),
         totals.data_ptr(),
@@ -84,11 +96,12 @@ def search_steps(
         steps,
         few_sentences,
         few_tokens,
-        left.data_ptr(),
+        result.data_ptr(),
     )
     if load_library().lcmt_search(call):
         raise MemoryError(f"a search: not enough memory for {totals.numel()} rows")
-    return int(left)
+    left, decoder_seconds, choice_seconds = result.tolist()
+    return Stretch(int(left), decoder_seconds, choice_seconds)
 
 
 def read_search(

@@ -1,5 +1,6 @@
 // Beam search around the decoder's step, many steps a call: decode/beam_search.py is the
 // definition. Sentences that are done leave; what they found is read from where it was noted.
+#include <chrono>
 #include <vector>
 
 #include "best_tokens.h"
@@ -38,7 +39,7 @@ struct Search {
   i64 vocab, pad, eos, unk, ban_unk, early_stop;
   // Stop after so many steps, or when what is left is this much at most.
   i64 steps, few_sentences, few_tokens;
-  i64* left;  // written: sentences
+  double* result;  // written: sentences left, seconds in the decoder, and in choosing
 };
 
 // What a thread needs for ranking.
@@ -201,8 +202,16 @@ int lcmt_search(const Search* call) {
       bench.found.resize(beam * each);
       bench.ancestors.resize(beam * search.step.ancestor_stride);
     }
+    double decoder = 0, choosing = 0;
+    auto now = std::chrono::steady_clock::now();
+    auto seconds = [&] {
+      const auto before = now;
+      now = std::chrono::steady_clock::now();
+      return std::chrono::duration<double>(now - before).count();
+    };
     for (i64 step = 0; step < search.steps && count; ++step) {
       if (lcmt_decoder_step(&search.step)) return 1;
+      decoder += seconds();
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
 #endif
@@ -214,9 +223,10 @@ int lcmt_search(const Search* call) {
       count = left, search.step.rows = left * beam;
       i64 tokens = 0;
       for (i64 index = 0; index < count; ++index) tokens += search.step.lengths[index];
+      choosing += seconds();
       if (fewer && count <= search.few_sentences && tokens <= search.few_tokens) break;
     }
-    *search.left = count;
+    search.result[0] = double(count), search.result[1] = decoder, search.result[2] = choosing;
   } catch (const std::bad_alloc&) {
     return 1;
   }
