@@ -222,10 +222,10 @@ class NativeDecoder:
             logits (N, T, V) float32 and the next state.
         """
         found = []
-        for column in tokens.unbind(1):
+        for column in tokens.T.contiguous():  # each lives as long as what points to it
             state = self.make_room(state)
             logits = torch.empty(len(column), self.vocab_size)
-            decoder_step(self.pack_step(column.contiguous(), state, logits))
+            decoder_step(self.pack_step(column, state, logits))
             state = replace(state, positions=state.positions + 1)
             found.append(logits[:, None])
         return found[0] if len(found) == 1 else torch.cat(found, 1), state
