@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -29,15 +30,15 @@ from torch import Tensor, nn
 from ctranslate2_peer import Translate, open_peer
 from lightconv_mt.data.lines import read_lines
 from lightconv_mt.data.tokenizer import TokenizerConfig, TokenizerPair, build_tokenizers
-from lightconv_mt.decode import batch_search, beam_search
+from lightconv_mt.decode import batch_search, native_search
 from lightconv_mt.decode.batch_search import BatchSearch, Request
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.shortlist import Shortlist
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.embedding import token_positions
-from lightconv_mt.model.native_decoder import NativeDecoder
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
 from lightconv_mt.ops import Backend, resolve_backend
+from lightconv_mt.ops.search_steps import Stretch
 from lightconv_mt.train.memory import keep_freed_memory
 
 SIZES = {"tiny": (4, 128, 256), "small": (6, 256, 1024)}  # layers a side, dim, ffn_dim
@@ -193,10 +194,8 @@ def show_parts(
     for _ in range(arguments.rounds):
         spent: dict[str, float] = defaultdict(float)
         with (
-            clock(spent, "encoder", search, "_start"),
-            clock(spent, "decoder", NativeDecoder, "decode_step"),
-            clock(spent, "ranking", beam_search, "rank_continuations"),
-            clock(spent, "ranking", beam_search, "log_partition"),
+            clock(spent, "encoder", search, "_begin"),
+            clock_steps(spent),
         ):
             start = time.perf_counter()
             find(search, sources, config, 64)
@@ -248,6 +247,21 @@ def clock(spent: dict[str, float], part: str, owner: object, name: str) -> Itera
             spent[part] += time.perf_counter() - start
 
     with mock.patch.object(owner, name, timed):
+        yield
+
+
+@contextmanager
+def clock_steps(spent: dict[str, float]) -> Iterator[None]:
+    """Add up what the steps in C++ say of their parts."""
+    steps = native_search.search_steps
+
+    def timed(*arguments: Any, **options: Any) -> Stretch:
+        found = steps(*arguments, **options)
+        spent["decoder"] += found.decoder_seconds
+        spent["ranking"] += found.choice_seconds
+        return found
+
+    with mock.patch.object(native_search, "search_steps", timed):
         yield
 
 

@@ -1,7 +1,9 @@
 """The summarisation recipe on small local data: articles cut, trigrams blocked, lengths kept."""
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from lightconv_mt import assemble, cli
 from lightconv_mt.config import load_run_config
-from lightconv_mt.decode.beam_search import beam_search
+from lightconv_mt.decode import batch_search
 
 WORDS = ["ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu"]
 KEPT = 40  # pieces of an article
@@ -86,12 +88,14 @@ def test_lengths_are_kept_and_no_trigram_comes_twice(
     decode = replace(config.decode, min_length=30, max_length=40)
     outputs: list[tuple[int, ...]] = []
 
-    def search(*arguments: Any, **options: Any) -> Any:
-        found = beam_search(*arguments, **options)
+    def noted(search: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        found = search(*arguments, **options)
         outputs.extend(best.tokens[:-1] for best, *_ in found)
         return found
 
-    monkeypatch.setattr("lightconv_mt.decode.batch_search.beam_search", search)
+    for name in ("beam_search", "native_search"):
+        search = partial(noted, getattr(batch_search, name))
+        monkeypatch.setattr(batch_search, name, search)
     twice = []
     for size in (decode.no_repeat_ngram_size, 0):
         outputs.clear()

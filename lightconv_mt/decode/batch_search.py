@@ -15,19 +15,22 @@ from lightconv_mt.data.tokenizer_base import SpecialIds
 from lightconv_mt.decode.beam_search import Entering, beam_search
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.diverse import diverse_beam_search
+from lightconv_mt.decode.native_search import has_options, native_search
 from lightconv_mt.decode.sampling import sample
 from lightconv_mt.decode.shortlist import Shortlist, named, places_in
 from lightconv_mt.decode.trace import Hypothesis, Integers
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.model.ensemble import Ensemble, JointDecoder
-from lightconv_mt.model.native_decoder import NativeDecoder, unsupported
-from lightconv_mt.model.token_lists import ListedDecoder, TokenLists
+from lightconv_mt.model.native_decoder import unsupported
+from lightconv_mt.model.native_encoder import unsupported_encoder
+from lightconv_mt.model.search_model import SearchModel
+from lightconv_mt.model.token_lists import TokenLists
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops.dispatch import Backend
 
 logger = logging.getLogger(__name__)
 
-Decoder = NativeDecoder | JointDecoder | ListedDecoder | Seq2SeqTransformer | Ensemble
+Weights = list[tuple[int, int]]
 
 # A search keeps what it did until its end.
 PARTS_OF_A_SEARCH = 128
@@ -51,7 +54,7 @@ class Request:
 
 
 class BatchSearch:
-    """Searches with one model, whose steps are in C++ where its kernels are."""
+    """Searches with one model, in C++ where its kernels are."""
 
     def __init__(
         self,
@@ -69,22 +72,26 @@ class BatchSearch:
             src_ids: special ids of the source vocabulary.
             tgt_ids: those of the target vocabulary.
             device: where it computes.
-            precision: bfloat16 and float16 are of autocast and, on CPUs, of the decoder's matrices;
-                int8 is of those alone. None is float32.
+            precision: bfloat16 and float16 are of autocast and of the matrices in C++; int8 is of
+                those alone. None is float32.
 
         Raises:
             ConfigError: when it is int8 and the decoder does not run in C++.
         """
         self.model, self.src_ids, self.tgt_ids = model, src_ids, tgt_ids
         self.device, self.precision = device, precision or torch.float32
-        self._native: tuple[list[tuple[int, int]], NativeDecoder | JointDecoder] | None = None
-        reason = self._not_native()
+        self._models: tuple[Weights, SearchModel | JointDecoder] | None = None
+        self.native = device.type == "cpu" and model.backend is Backend.native
+        reason = self._no_steps()
         if reason is not None and self.precision is torch.int8:
             raise ConfigError(
                 f"runtime.precision=int8 is of the C++ decoder, but {reason}; set fp32 or bf16"
             )
-        if reason is not None and model.backend is Backend.native:
+        if reason is not None and self.native:
             logger.info("plain torch makes the decoder's steps, not C++: %s", reason)
+        reason = self._no_encoder()
+        if reason is not None and self.native:
+            logger.info("plain torch encodes, not C++: %s", reason)
 
     def search(
         self,
@@ -142,14 +149,13 @@ class BatchSearch:
         """Indices of requests that are searched for together, and what was found for them."""
         sources = [request.source for request in requests]
         with self.inference():
-            native = self._native_decoder()
-            if native is None or config.sampling or config.beam_groups > 1:
+            model = self._search_model()
+            if self._no_steps() is not None or config.sampling or config.beam_groups > 1:
                 most = 1 if config.strict else batch_size
                 batches = batches_by_length(sources, max_tokens=max_tokens, batch_size=most)
                 for batch in batches:
                     alike = [requests[index] for index in batch]
-                    decoder = native or self._plain_decoder(listed=alike[0].tokens is not None)
-                    yield batch, self._search_batch(decoder, alike, config, ids)
+                    yield batch, self._search_batch(model, alike, config, ids)
                 return
             # The batch has room for two parts: one enters when as many sentences are done.
             parts = list(
@@ -162,12 +168,12 @@ class BatchSearch:
                 chosen = [[requests[index] for index in part] for part in some]
                 yield (
                     [index for part in some for index in part],
-                    self._search_parts(native, chosen, config, ids, max_tokens, batch_size),
+                    self._search_parts(model, chosen, config, ids, max_tokens, batch_size),
                 )
 
     def _search_parts(
         self,
-        native: NativeDecoder | JointDecoder,
+        model: SearchModel | JointDecoder,
         parts: list[list[Request]],
         config: DecodeConfig,
         ids: SpecialIds,
@@ -177,14 +183,15 @@ class BatchSearch:
         """One search that the parts enter one after the other."""
 
         def start(part: list[Request]) -> Any:
-            if not config.strict:
-                return self._start(native, part, config.beam_size)
+            if not config.strict or alone_is_together:
+                return self._begin(model, part, config.beam_size)
             # Encoded alone, a sentence does not depend on others; nor do its steps.
-            state, *others = (self._start(native, [one], config.beam_size) for one in part)
+            state, *others = (self._begin(model, [one], config.beam_size) for one in part)
             for other in others:
                 state = state.join(other)
             return state
 
+        alone_is_together = self._no_encoder() is None
         entering = [
             Entering(
                 partial(start, part),
@@ -193,8 +200,11 @@ class BatchSearch:
             )
             for part in parts
         ]
+        room = {"max_sentences": batch_size, "max_source_tokens": max_tokens}
+        if isinstance(model, SearchModel) and model.decoder and not has_options(config):
+            return native_search(model.decoder, entering, ids=ids, config=config, **room)
         first = entering[0]
-        step: Any = native.decode_step  # each takes the states that it made
+        step: Any = model.decode_step  # each takes the states that it made
         return beam_search(
             step,
             first.start(),
@@ -204,24 +214,23 @@ class BatchSearch:
             prefixes=first.prefixes,
             backend=self.model.backend,
             entering=entering[1:],
-            max_sentences=batch_size,
-            max_source_tokens=max_tokens,
+            **room,
         )
 
     def _search_batch(
         self,
-        decoder: Decoder,
+        model: SearchModel | JointDecoder,
         batch: list[Request],
         config: DecodeConfig,
         ids: SpecialIds,
     ) -> list[list[Hypothesis]]:
         groups = config.beam_groups
-        state = self._start(decoder, batch, config.beam_size // groups, groups=groups)
+        state = self._begin(model, batch, config.beam_size // groups, groups=groups)
         src_lengths = torch.tensor([len(request.source) for request in batch], device=self.device)
         prefixes = [request.prefix for request in batch]
         if config.sampling:
             return sample(
-                decoder.decode_step,
+                model.decode_step,
                 state,
                 src_lengths=src_lengths,
                 lines=torch.tensor([request.line for request in batch], device=self.device),
@@ -231,7 +240,7 @@ class BatchSearch:
             )
         search = beam_search if groups == 1 else diverse_beam_search
         return search(
-            decoder.decode_step,
+            model.decode_step,
             state,
             src_lengths=src_lengths,
             ids=ids,
@@ -240,58 +249,51 @@ class BatchSearch:
             backend=self.model.backend,
         )
 
-    def _start(
+    def _begin(
         self,
-        decoder: Decoder,
+        model: SearchModel | JointDecoder,
         batch: list[Request],
         beam_size: int,
         *,
         groups: int = 1,
     ) -> Any:
         src, src_mask = padded([request.source for request in batch], self.src_ids.pad, self.device)
-        memory = self.model.encode(src, src_mask)
-        if groups > 1:
-            memory, src_mask = (each.repeat_interleave(groups, 0) for each in (memory, src_mask))
-        start: Any = decoder.start  # those that are given lists take them
-        lists = [request.tokens for request in batch if request.tokens is not None]
-        if not lists:
-            return start(memory, src_mask, beam_size)
-        own = [torch.from_numpy(tokens) for tokens in lists for _ in range(groups)]
-        return start(memory, src_mask, beam_size, TokenLists.build(own, self.device))
+        lists = [torch.from_numpy(each.tokens) for each in batch if each.tokens is not None]
+        listed = TokenLists.build(lists, self.device) if lists else None
+        return model.begin(src, src_mask, beam_size, groups=groups, lists=listed)
 
-    def _not_native(self) -> str | None:
+    def _no_steps(self) -> str | None:
         """Why the decoder's steps do not run in C++, or None."""
-        if self.device.type != "cpu" or self.model.backend is not Backend.native:
+        if not self.native:
             return "runtime.kernels is not native"
         return next(filter(None, map(unsupported, self._members())), None)
+
+    def _no_encoder(self) -> str | None:
+        """Why sources are not encoded in C++, or None."""
+        if not self.native:
+            return "runtime.kernels is not native"
+        return next(filter(None, map(unsupported_encoder, self._members())), None)
 
     def _members(self) -> list[Seq2SeqTransformer]:
         """The models of an ensemble, or the only one."""
         return self.model.members if isinstance(self.model, Ensemble) else [self.model]
 
-    def _plain_decoder(self, *, listed: bool) -> Decoder:
-        """The decoder in torch, or that among listed tokens."""
-        if not listed:
-            return self.model
-        decoders = [ListedDecoder(each) for each in self._members()]
-        if isinstance(self.model, Ensemble):
-            return JointDecoder(decoders, self.model.source_dims)
-        return decoders[0]
-
-    def _native_decoder(self) -> NativeDecoder | JointDecoder | None:
-        """The C++ decoder with the model's weights as they are now."""
-        if self._not_native() is not None:
-            return None
+    def _search_model(self) -> SearchModel | JointDecoder:
+        """The model with the weights that it has now, in C++ what can be."""
         weights = [(each.data_ptr(), each._version) for each in self.model.parameters()]
-        if self._native is None or self._native[0] != weights:
-            decoders = [NativeDecoder(each, self.precision) for each in self._members()]
-            self._native = (
+        if self._models is None or self._models[0] != weights:
+            steps = self._no_steps() is None
+            models = [
+                SearchModel(each, self.precision, native=self.native, steps=steps)
+                for each in self._members()
+            ]
+            self._models = (
                 weights,
-                JointDecoder(decoders, self.model.source_dims)
+                JointDecoder(models, self.model.source_dims)
                 if isinstance(self.model, Ensemble)
-                else decoders[0],
+                else models[0],
             )
-        return self._native[1]
+        return self._models[1]
 
 
 def _listed(request: Request, shortlist: Shortlist) -> Request:

@@ -49,7 +49,8 @@ class DecodeConfig:
         top_k: sampling is among so many tokens; 0 is all.
         top_p: sampling is among the fewest tokens that hold this much of the probability.
         seed: of sampling; an output is a function of seed, line number and rank.
-        strict: each sentence is computed alone, so that no bit depends on the others; slower.
+        strict: no bit of an output depends on the batch. What does not run in C++, whose rows know
+            nothing of each other, is computed for each sentence alone, which is slower.
         early_stop: a sentence is done once beam_size hypotheses have ended (fairseq's rule).
             False goes on until no live one can beat the worst of the beam_size best.
         beam_groups: beams of beam_size / beam_groups hypotheses each, that are to differ from each

@@ -47,25 +47,33 @@ class JointDecoder:
         """Join decoders of one vocabulary.
 
         Args:
-            decoders: with the `start` and `decode_step` of a `Seq2SeqTransformer`, or of a
-                `ListedDecoder` if they are given lists.
+            decoders: with the `start` and `decode_step` of a `Seq2SeqTransformer`.
             source_dims: C of each one's encoded sources.
         """
         self.decoders, self.source_dims = decoders, list(source_dims)
 
-    def start(
-        self,
-        memory: Tensor,
-        src_mask: Tensor,
-        beam_size: int,
-        lists: TokenLists | None = None,
-    ) -> EnsembleState:
+    def start(self, memory: Tensor, src_mask: Tensor, beam_size: int) -> EnsembleState:
         """State before BOS, beam_size rows for each of the B encoded sources."""
         parts = zip(self.decoders, memory.split(self.source_dims, -1), strict=True)
-        more = () if lists is None else (lists,)
         return EnsembleState(
-            tuple(decoder.start(part, src_mask, beam_size, *more) for decoder, part in parts)
+            tuple(decoder.start(part, src_mask, beam_size) for decoder, part in parts)
         )
+
+    def begin(
+        self,
+        src: Tensor,
+        src_mask: Tensor,
+        beam_size: int,
+        *,
+        groups: int = 1,
+        lists: TokenLists | None = None,
+    ) -> EnsembleState:
+        """State before BOS, of decoders that encode themselves, as a `SearchModel` does."""
+        states = [
+            each.begin(src, src_mask, beam_size, groups=groups, lists=lists)
+            for each in self.decoders
+        ]
+        return EnsembleState(tuple(states))
 
     def decode_step(self, tokens: Tensor, state: EnsembleState) -> tuple[Tensor, EnsembleState]:
         """Read tokens (N, T) int64 of every row; log-probabilities (N, T, V), the next state."""

@@ -2,23 +2,33 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightconv_mt.mixers import TokenMixer
-from lightconv_mt.mixers.attention import AttentionMixer
-from lightconv_mt.mixers.conv_block import ConvBlock
-from lightconv_mt.mixers.depthwise import DepthwiseMixer
-from lightconv_mt.mixers.dynamicconv import DynamicConvMixer, Query
 from lightconv_mt.model.decoder import DecoderLayer
 from lightconv_mt.model.embedding import FIRST_POSITION, sinusoidal_positions
+from lightconv_mt.model.native_encoder import SourceKeys
+from lightconv_mt.model.native_mixer import (
+    MixerParts,
+    add_norm,
+    parts_of,
+    remembers_all,
+    unsupported_mixer,
+)
 from lightconv_mt.model.token_lists import TokenLists
 from lightconv_mt.model.transformer import Seq2SeqTransformer
-from lightconv_mt.ops.decoder_step import LANES, Lists, Program, decoder_step, output_rows
+from lightconv_mt.ops.decoder_step import (
+    LANES,
+    Lists,
+    Program,
+    decoder_step,
+    output_rows,
+    pack_step,
+)
 
-FIXED_KERNELS, PREDICTED_KERNELS, ATTENTION = range(3)  # `Mixer` of csrc/decoder.cpp
 FIRST_CAPACITY = 32  # positions there is room for at first, where all of them are remembered
 
 
@@ -84,20 +94,34 @@ class NativeState:
 
     def keep(self, sentences: Tensor) -> "NativeState":
         """Take the sentences `sentences` (B',) int64; rows are taken by `reorder`."""
-        memory, arenas, addresses = self.memory, self.arenas[sentences], self.addresses
-        if len(memory) > 1:
-            used, arenas = arenas.unique(return_inverse=True)
-            memory, addresses = [memory[arena] for arena in used.tolist()], None
-        return replace(
-            self,
-            memory=memory,
-            addresses=addresses,
-            arenas=arenas,
+        return self._in_use(
+            arenas=self.arenas[sentences],
             slots=self.slots[sentences],
             lengths=self.lengths[sentences],
             positions=self.positions[sentences],
             lists=None if self.lists is None else self.lists.keep(sentences),
         )
+
+    def first(self, count: int) -> "NativeState":
+        """Take the first sentences and their rows, in place."""
+        rows = len(self.ancestors) // len(self.slots) * count
+        return self._in_use(
+            arenas=self.arenas[:count],
+            slots=self.slots[:count],
+            lengths=self.lengths[:count],
+            positions=self.positions[:count],
+            ancestors=self.ancestors[:rows],
+            lists=None if self.lists is None else self.lists.first(count),
+        )
+
+    def _in_use(self, *, arenas: Tensor, **others: Any) -> "NativeState":
+        """With what is given, and of the memory what it needs."""
+        memory, addresses = self.memory, self.addresses
+        if len(memory) > 1:
+            used, places = arenas.unique(return_inverse=True)
+            if len(used) < len(memory):
+                memory, addresses, arenas = [memory[each] for each in used.tolist()], None, places
+        return replace(self, memory=memory, addresses=addresses, arenas=arenas, **others)
 
     def join(self, others: "NativeState") -> "NativeState":
         """Put sentences and rows of others behind its own."""
@@ -135,10 +159,15 @@ class NativeDecoder:
         self.layers = [layer for layer in model.decoder.layers if isinstance(layer, DecoderLayer)]
         self.vocab_size, self.dim = model.output_weight.shape
         self.places = torch.empty(0, self.dim)
-        self._grows = any(not isinstance(layer.mixer, ConvBlock) for layer in self.layers)
+        parts = [parts_of(layer.mixer) for layer in self.layers]
+        self._memories = [
+            _LayerFrames.of(mixer, grows=remembers_all(layer.mixer))
+            for layer, mixer in zip(self.layers, parts, strict=True)
+        ]
+        self._grows = any(each.grows for each in self._memories)
         layers = Program()
-        for layer in self.layers:
-            _add_layer(layers, layer, dtype)
+        for layer, mixer in zip(self.layers, parts, strict=True):
+            _add_layer(layers, layer, mixer, dtype)
         self._layers, self._tensors = layers.as_tensor(), layers.tensors
         norm = model.decoder.norm
         root = Program()
@@ -147,13 +176,13 @@ class NativeDecoder:
             len(self.layers),
             isinstance(norm, nn.LayerNorm),
             max(layer.feed_forward.inner.out_features for layer in self.layers),
-            max(_channels(layer.mixer) for layer in self.layers),
-            max(_predicted_taps(layer.mixer) for layer in self.layers),
+            max(mixer.channels for mixer in parts),
+            max(mixer.predicted_taps for mixer in parts),
         )
         root.add_tensor(self._layers)
         root.add_tensor(model.tgt_embedding.weight.float())
         root.add_tensor(torch.tensor([self.dim**0.5]))
-        _add_norm(root, norm if isinstance(norm, nn.LayerNorm) else None)
+        add_norm(root, norm)
         self._panels = root.add_matrix(model.output_weight, None, dtype)
         self._model = root.as_tensor()
         self._tensors += root.tensors
@@ -178,32 +207,36 @@ class NativeDecoder:
             beam_size: rows of a sentence.
             lists: as `ListedDecoder`.
         """
-        batch, length = src_mask.shape
+        length = src_mask.shape[1]
         room = -(-length // LANES) * LANES
-        layers: Arena = []
-        stride = 1
+        keys, values = [], []
         for layer in self.layers:
-            attention = layer.source_attention
-            keys = attention.key(memory).float().transpose(1, 2)
-            values = attention.value(memory).float()
-            mixer = layer.mixer
-            grows = not isinstance(mixer, ConvBlock)
-            capacity = mixer.kernel_size if isinstance(mixer, ConvBlock) else FIRST_CAPACITY
-            stride = max(stride, capacity)
-            channels = _channels(mixer) * (2 if grows else 1)
-            layers.append(
-                LayerMemory(
-                    torch.empty(batch, capacity, beam_size, channels),
-                    F.pad(keys, (0, room - length)).contiguous(),
-                    F.pad(values, (0, 0, 0, room - length)).contiguous(),
-                    grows=grows,
-                )
+            key, value = layer.source_attention.key(memory), layer.source_attention.value(memory)
+            keys.append(F.pad(key.float().transpose(1, 2), (0, room - length)).contiguous())
+            values.append(F.pad(value.float(), (0, 0, 0, room - length)).contiguous())
+        return self.begin(SourceKeys(keys, values, src_mask.sum(1)), beam_size, lists)
+
+    def begin(
+        self, sources: SourceKeys, beam_size: int, lists: TokenLists | None = None
+    ) -> NativeState:
+        """State before BOS, beam_size rows for each of the B sources; lists as `ListedDecoder`."""
+        batch = len(sources.lengths)
+        memories = zip(self._memories, sources.keys, sources.values, strict=True)
+        layers = [
+            LayerMemory(
+                torch.empty(batch, each.capacity, beam_size, each.channels),
+                keys,
+                values,
+                grows=each.grows,
             )
+            for each, keys, values in memories
+        ]
+        stride = max((each.capacity for each in self._memories), default=1)
         return NativeState(
             memory=[layers],
             arenas=torch.zeros(batch, dtype=torch.int64),
             slots=torch.arange(batch),
-            lengths=src_mask.sum(1),
+            lengths=sources.lengths.clone(),
             positions=torch.zeros(batch, dtype=torch.int64),
             ancestors=torch.zeros(batch * beam_size, stride, dtype=torch.int32),
             lists=lists,
@@ -220,102 +253,109 @@ class NativeDecoder:
             logits (N, T, V) float32, or (N, T, L) where there are lists, and the next state.
         """
         found = []
-        own = state.lists
-        lists = None if own is None else Lists(own.tokens, own.sizes, self._outputs)
-        for column in tokens.unbind(1):
-            state = self._make_room(state)
-            addresses = state.addresses
-            if addresses is None:
-                words = [word for arena in state.memory for layer in arena for word in layer.words]
-                addresses = torch.tensor(words)
-            logits = decoder_step(
-                self._model,
-                addresses,
-                tokens=column.contiguous(),
-                arenas=state.arenas,
-                slots=state.slots,
-                positions=state.positions,
-                lengths=state.lengths,
-                ancestors=state.ancestors,
-                places=self.places,
-                vocab_size=self.vocab_size,
-                longest_source=max(arena[0].keys.shape[2] for arena in state.memory),
-                lists=lists,
-            )
-            state = replace(state, positions=state.positions + 1, addresses=addresses)
+        for column in tokens.T.contiguous():  # each lives as long as what points to it
+            state = self.make_room(state)
+            logits = self.empty_logits(state)
+            decoder_step(self.pack_step(column, state, logits))
+            state = replace(state, positions=state.positions + 1)
             found.append(logits[:, None])
         return found[0] if len(found) == 1 else torch.cat(found, 1), state
 
-    def _make_room(self, state: NativeState) -> NativeState:
-        """Room for one more position, in steps that double it."""
+    def empty_logits(self, state: NativeState) -> Tensor:
+        """Room for what a step writes: (N, V) float32, or (N, L) where there are lists."""
+        lists = state.lists
+        width = self.vocab_size if lists is None else lists.tokens.shape[1]
+        return torch.empty(len(state.ancestors), width)
+
+    def pack_step(self, tokens: Tensor, state: NativeState, logits: Tensor) -> bytes:
+        """Describe a step that reads tokens (N,) int64 and writes logits as of `empty_logits`.
+
+        Args:
+            tokens: of N rows.
+            state: after `make_room`; its memory and ancestors are written.
+            logits: anything.
+        """
+        assert state.addresses is not None
+        own = state.lists
+        return pack_step(
+            self._model,
+            state.addresses,
+            tokens=tokens,
+            arenas=state.arenas,
+            slots=state.slots,
+            positions=state.positions,
+            lengths=state.lengths,
+            ancestors=state.ancestors,
+            places=self.places,
+            logits=logits,
+            longest_source=max(arena[0].keys.shape[2] for arena in state.memory),
+            lists=None if own is None else Lists(own.tokens, own.sizes, self._outputs),
+        )
+
+    def steps_ahead(self, state: NativeState) -> int:
+        """How many steps there is room for."""
+        frames = [layer.frames.shape[1] for arena in state.memory for layer in arena if layer.grows]
+        return min([len(self.places), *frames]) - int(state.positions.max())
+
+    def make_room(self, state: NativeState) -> NativeState:
+        """Room for one more position at least, in steps that double it."""
         needed = int(state.positions.max()) + 1
         if needed > len(self.places):
             count = max(2 * len(self.places), needed, FIRST_CAPACITY)
             positions = torch.arange(count)[None] + FIRST_POSITION
             self.places = sinusoidal_positions(positions, self.dim)[0].contiguous()
-        if not self._grows:
+        addresses, ancestors = state.addresses, state.ancestors
+        if self._grows:
+            growing = [layer for arena in state.memory for layer in arena if layer.grows]
+            for layer in growing:
+                while needed > layer.frames.shape[1]:
+                    layer.frames = torch.cat([layer.frames, torch.empty_like(layer.frames)], 1)
+                    addresses = None
+            stride = max(layer.frames.shape[1] for layer in growing)
+            if stride > ancestors.shape[1]:
+                ancestors = F.pad(ancestors, (0, stride - ancestors.shape[1]))
+        if addresses is None:
+            words = [word for arena in state.memory for layer in arena for word in layer.words]
+            addresses = torch.tensor(words)
+        elif ancestors is state.ancestors:
             return state
-        growing = [layer for arena in state.memory for layer in arena if layer.grows]
-        for layer in growing:
-            while needed > layer.frames.shape[1]:
-                layer.frames = torch.cat([layer.frames, torch.empty_like(layer.frames)], 1)
-                state = replace(state, addresses=None)
-        stride = max(layer.frames.shape[1] for layer in growing)
-        if stride > state.ancestors.shape[1]:
-            more = stride - state.ancestors.shape[1]
-            return replace(state, ancestors=F.pad(state.ancestors, (0, more)))
-        return state
+        return replace(state, ancestors=ancestors, addresses=addresses)
+
+
+@dataclass(frozen=True)
+class _LayerFrames:
+    """What a layer remembers of a row at first: positions, channels, and whether they grow."""
+
+    capacity: int
+    channels: int
+    grows: bool
+
+    @classmethod
+    def of(cls, mixer: MixerParts, *, grows: bool) -> "_LayerFrames":
+        """Those of a mixer; attention remembers keys and values."""
+        if grows:
+            return cls(FIRST_CAPACITY, 2 * mixer.channels, grows=True)
+        return cls(mixer.width, mixer.channels, grows=False)
 
 
 def unsupported(model: Seq2SeqTransformer) -> str | None:
     """Why the C++ decoder cannot run a model, or None where it can."""
     for layer in model.decoder.layers:
         assert isinstance(layer, DecoderLayer)
-        mixer = layer.mixer
-        if isinstance(mixer, DynamicConvMixer):
-            if mixer.config.renormalize_edges or mixer.config.query is not Query.convolved:
-                return "it has no kernels renormalised at the edges or predicted from the input"
-        elif not isinstance(mixer, DepthwiseMixer | AttentionMixer):
-            return f"it has no {type(mixer).__name__}"
+        reason = unsupported_mixer(layer.mixer)
+        if reason is not None:
+            return reason
     return None
 
 
-def _channels(mixer: TokenMixer) -> int:
-    if isinstance(mixer, ConvBlock):
-        return mixer.conv_dim
-    assert isinstance(mixer, AttentionMixer)
-    return mixer.query.out_features
-
-
-def _predicted_taps(mixer: TokenMixer) -> int:
-    return mixer.num_heads * mixer.kernel_size if isinstance(mixer, DynamicConvMixer) else 0
-
-
-def _add_layer(program: Program, layer: DecoderLayer, dtype: torch.dtype) -> None:
+def _add_layer(
+    program: Program, layer: DecoderLayer, mixer: MixerParts, dtype: torch.dtype
+) -> None:
     """Append a `Layer`."""
-    mixer, source, feed_forward = layer.mixer, layer.source_attention, layer.feed_forward
-    predictor = taps = None
-    if isinstance(mixer, AttentionMixer):
-        kind, width, glu, normalize = ATTENTION, mixer.window or 0, False, True
-        parts = (mixer.query, mixer.key, mixer.value)
-        inputs = torch.cat([part.weight for part in parts]), torch.cat([p.bias for p in parts])
-    else:
-        assert isinstance(mixer, DepthwiseMixer | DynamicConvMixer)
-        width, glu = mixer.kernel_size, mixer.glu
-        inputs = mixer.input_projection.weight, mixer.input_projection.bias
-        if isinstance(mixer, DynamicConvMixer):
-            kind, normalize = PREDICTED_KERNELS, mixer.config.normalize
-            predictor = mixer.kernel_predictor.weight
-        else:
-            kind, normalize = FIXED_KERNELS, mixer.normalize
-            kernel = mixer.kernel.float()
-            taps = kernel.softmax(-1) if normalize else kernel
-    program.add_numbers(kind, width, mixer.num_heads, _channels(mixer), glu, normalize)
-    program.add_tensor(taps)
-    program.add_matrix(*inputs, dtype)
-    program.add_matrix(predictor, None, dtype)
+    source, feed_forward = layer.source_attention, layer.feed_forward
+    mixer.add_inputs(program, dtype)
     linears = (
-        mixer.output_projection,
+        mixer.output,
         source.query,
         source.output_projection,
         feed_forward.inner,
@@ -324,10 +364,5 @@ def _add_layer(program: Program, layer: DecoderLayer, dtype: torch.dtype) -> Non
     for linear in linears:
         program.add_matrix(linear.weight, linear.bias, dtype)
     for sublayer in (layer.mixer_sublayer, layer.source_sublayer, layer.feed_forward_sublayer):
-        _add_norm(program, sublayer.norm)
+        add_norm(program, sublayer.norm)
     program.add_numbers(source.num_heads)
-
-
-def _add_norm(program: Program, norm: nn.LayerNorm | None) -> None:
-    program.add_tensor(None if norm is None else norm.weight.float())
-    program.add_tensor(None if norm is None else norm.bias.float())

@@ -41,6 +41,16 @@ class TokenLists:
         width = -(-longest // STEP) * STEP
         return TokenLists(self.tokens[sentences, :width].contiguous(), sizes)
 
+    def repeat(self, times: int) -> "TokenLists":
+        """Each so many times in a row."""
+        return TokenLists(
+            self.tokens.repeat_interleave(times, 0), self.sizes.repeat_interleave(times)
+        )
+
+    def first(self, count: int) -> "TokenLists":
+        """Those of the first sentences, in place."""
+        return TokenLists(self.tokens[:count], self.sizes[:count])
+
     def join(self, others: "TokenLists") -> "TokenLists":
         """Those of other sentences behind these."""
         both = (self.tokens, others.tokens)

@@ -16,7 +16,7 @@ WEIGHT_TYPES = {torch.float32: (0, 1), torch.bfloat16: (1, 2), torch.int8: (2, 4
 
 LANES = 16  # four bytes each: vectors of the widest machine, to which C++ wants rows padded
 
-_CALL = struct.Struct("=13Q7q")  # `Call` of csrc/decoder.cpp
+STEP = struct.Struct("=13Q7q")  # `Call` of csrc/decoder.h
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Lists:
     outputs: Tensor
 
 
-def decoder_step(
+def pack_step(
     model: Tensor,
     memory: Tensor,
     *,
@@ -120,11 +120,11 @@ def decoder_step(
     lengths: Tensor,
     ancestors: Tensor,
     places: Tensor,
-    vocab_size: int,
+    logits: Tensor,
     longest_source: int,
     lists: Lists | None = None,
-) -> Tensor:
-    """Read one token of every row; all tensors are contiguous, on the CPU.
+) -> bytes:
+    """Describe a step that reads one token of every row; all tensors are contiguous, on the CPU.
 
     Args:
         model: `Model` of csrc/decoder.cpp.
@@ -136,15 +136,13 @@ def decoder_step(
         lengths: (B,) int64, source tokens.
         ancestors: (N, stride) int32, the row of the beam that held each earlier position; written.
         places: (positions, C) float32, position vectors.
-        vocab_size: V.
+        logits: (N, V) float32, or (N, L) where there are lists; written.
         longest_source: the most room that an arena has for a source.
         lists: where a sentence may say some tokens only; `tokens` are their places then.
 
     Returns:
-        Logits (N, V) float32, or (N, L), of the tokens of the lists and -inf behind them.
+        `Call` of csrc/decoder.h, as long as the tensors live.
     """
-    width = vocab_size if lists is None else lists.tokens.shape[1]
-    logits = torch.empty(len(tokens), width)
     addresses: Sequence[Tensor] = (
         model,
         memory,
@@ -159,7 +157,7 @@ def decoder_step(
         *(() if lists is None else (lists.tokens, lists.sizes, lists.outputs)),
     )
     assert all(tensor.is_contiguous() for tensor in addresses)
-    call = _CALL.pack(
+    return STEP.pack(
         *(tensor.data_ptr() for tensor in addresses),
         *((0, 0, 0) if lists is None else ()),
         len(tokens),
@@ -167,9 +165,12 @@ def decoder_step(
         ancestors.shape[1],
         longest_source,
         torch.get_num_threads(),
-        width,
+        logits.shape[1],
         0 if lists is None else lists.outputs.shape[1],
     )
-    if load_library().lcmt_decoder_step(call):
-        raise MemoryError(f"a step of the decoder: not enough memory for {len(tokens)} rows")
-    return logits
+
+
+def decoder_step(step: bytes) -> None:
+    """Make a step that `pack_step` describes."""
+    if load_library().lcmt_decoder_step(step):
+        raise MemoryError("a step of the decoder: not enough memory")

@@ -20,7 +20,7 @@ SOURCES = Path(__file__).parent / "csrc"
 # One library, so that all are there or none.
 KERNELS = (
     *("kernels.cpp", "cross_entropy.cpp", "residual.cpp", "attention.cpp"),
-    *("best_tokens.cpp", "decoder.cpp"),
+    *("best_tokens.cpp", "encoder.cpp", "decoder.cpp", "search.cpp"),
 )
 BUILD_TIMEOUT_SECONDS = 300
 KERNEL_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}

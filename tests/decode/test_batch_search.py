@@ -28,7 +28,13 @@ BATCH_SIZES = (1, 2, 3, 7, 16, 64, 500)
 CONFIG = DecodeConfig(beam_size=4, nbest=4, max_length_ratio=1.5, max_length_extra=5)
 
 
-def build(name: str, *, backend: Backend = Backend.native, **fields: Any) -> Seq2SeqTransformer:
+def build(
+    name: str,
+    *,
+    backend: Backend = Backend.native,
+    sides: dict[str, Any] | None = None,
+    **fields: Any,
+) -> Seq2SeqTransformer:
     if backend is Backend.native:
         try:
             load_library()
@@ -45,6 +51,7 @@ def build(name: str, *, backend: Backend = Backend.native, **fields: Any) -> Seq
             encoder_layers=1,
             decoder_layers=2,
             tying=Tying.none,
+            **(sides or {}),
         ),
         src_vocab_size=VOCAB,
         tgt_vocab_size=VOCAB,
@@ -135,15 +142,48 @@ def test_the_library_finds_what_is_found_without_it(name: str, options: dict[str
             assert one.token_scores == pytest.approx(other.token_scores, abs=1e-5)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    ("sides", "said"),
+    [
+        ({"encoder_mixer": MIXERS["conv"]()}, "plain torch encodes, not C++: it has no ConvMixer"),
+        (
+            {"decoder_mixer": MIXERS["average_attention"]()},
+            "plain torch makes the decoder's steps, not C++: it has no AverageAttentionMixer",
+        ),
+    ],
+)
+def test_one_side_may_be_in_plain_torch(
+    sides: dict[str, Any], said: str, strict: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    requests, config = requests_of(40), replace(CONFIG, strict=strict)
+    search = search_of(build("lightconv", sides=sides))
+    assert [record.message for record in caplog.records] == [said]
+    found = searched(search, requests, config, 16)
+    plain = searched(
+        search_of(build("lightconv", sides=sides, backend=Backend.torch)), requests, config, 16
+    )
+    for ours, theirs in zip(found, plain, strict=True):
+        assert [each.tokens for each in ours] == [each.tokens for each in theirs]
+        assert [each.score for each in ours] == pytest.approx(
+            [each.score for each in theirs], abs=1e-5
+        )
+    if strict:
+        assert searched(search, requests, config, 3) == found
+
+
 def test_weights_are_those_of_now() -> None:
     model = build("lightconv")
     search, requests = search_of(model), requests_of(8)
     before = searched(search, requests, CONFIG, 8)
-    with torch.no_grad():
-        model.decoder.layers[1].feed_forward.outer.weight.mul_(-2.0)
-    after = searched(search, requests, CONFIG, 8)
-    assert after != before
-    assert after == searched(search_of(model), requests, CONFIG, 8)
+    for side in (model.decoder, model.encoder):
+        with torch.no_grad():
+            side.layers[-1].feed_forward.outer.weight.mul_(-2.0)
+        after = searched(search, requests, CONFIG, 8)
+        assert after != before
+        assert after == searched(search_of(model), requests, CONFIG, 8)
+        before = after
 
 
 def test_nothing_is_found_for_no_source() -> None:

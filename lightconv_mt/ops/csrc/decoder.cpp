@@ -6,18 +6,10 @@
 #endif
 
 #include "chosen.h"
+#include "decoder.h"
+#include "rows.h"
 
-namespace {
-
-constexpr int W = Lanes<float>::count;
-constexpr i64 kRows = 8 * kTileRows;  // whose activations a thread holds at a time
-constexpr float kLog2E = 1.4426950408889634f, kNormEpsilon = 1e-5f;
-
-struct Norm {
-  const float *weight, *bias;
-};
-
-enum Mixer { kFixedKernels, kPredictedKernels, kAttention };
+namespace decoder {
 
 // All fields take 8 bytes, as the Python side packs them.
 struct Layer {
@@ -46,68 +38,7 @@ struct Memory {
   i64 room;
 };
 
-struct Call {
-  const Model* model;
-  const Memory* memory;                             // (arenas, layers)
-  const i64* tokens;                                // (rows)
-  const i64 *arenas, *slots, *positions, *lengths;  // (sentences); lengths of the source
-  int32_t* ancestors;                               // (rows, ancestor_stride), by position
-  const float* places;                              // (positions, dim)
-  float* logits;                                    // (rows, list_stride, or vocabulary)
-  // Where a sentence may say some tokens only, its list of them, whose numbers `tokens` are; else
-  // null.
-  const i64 *lists, *list_sizes;  // (sentences, list_stride), (sentences)
-  const u32* outputs;             // (vocabulary, output_stride) of `project`
-  i64 rows, beam, ancestor_stride, longest_source, threads, list_stride, output_stride;
-};
-
-float sum_of(const float* x, i64 count) {
-  Vec<float> sums = {};
-  for (i64 at = 0; at < count; at += W)
-    sums += load_part(x + at, int(std::min<i64>(W, count - at)), 0.0f);
-  return sum_lanes<float>(sums);
-}
-
-// Layer norm of a row, onto itself or elsewhere.
-void normalize(const Norm& norm, const float* x, i64 dim, float* y) {
-  const float mean = sum_of(x, dim) / float(dim);
-  Vec<float> squares = {};
-  for (i64 at = 0; at < dim; at += W) {
-    const Vec<float> off = load_part(x + at, int(std::min<i64>(W, dim - at)), mean) - mean;
-    squares += off * off;
-  }
-  const float rate = 1.0f / std::sqrt(sum_lanes<float>(squares) / float(dim) + kNormEpsilon);
-  for (i64 at = 0; at < dim; at += W) {
-    const int lanes = int(std::min<i64>(W, dim - at));
-    const Vec<float> value = (load_part(x + at, lanes, 0.0f) - mean) * rate;
-    store_part(y + at,
-               value * load_part(norm.weight + at, lanes, 0.0f) +
-                   load_part(norm.bias + at, lanes, 0.0f),
-               lanes);
-  }
-}
-
-// Softmax of `count` scores times log2(e), in place.
-void softmax(float* scores, i64 count) {
-  Vec<float> tops = Vec<float>{} - std::numeric_limits<float>::infinity();
-  const float lowest = -std::numeric_limits<float>::infinity();
-  for (i64 at = 0; at < count; at += W)
-    tops = larger(tops, load_part(scores + at, int(std::min<i64>(W, count - at)), lowest));
-  float top = lowest;
-  for (int lane = 0; lane < W; ++lane) top = std::max(top, tops[lane]);
-  Vec<float> sums = {};
-  for (i64 at = 0; at < count; at += W) {
-    const int lanes = int(std::min<i64>(W, count - at));
-    const Vec<float> likely = exp2_negative(load_part(scores + at, lanes, lowest) - top);
-    sums += likely;
-    store_part(scores + at, likely, lanes);
-  }
-  const float share = 1.0f / sum_lanes<float>(sums);
-  for (i64 at = 0; at < count; at += W) {
-    const int lanes = int(std::min<i64>(W, count - at));
-    store_part(scores + at, load_part(scores + at, lanes, 0.0f) * share, lanes);
-  }
-}
+namespace {
 
 // The sum of rows times weights, channels `first` and up: out = sum_i weights[i] * rows[i].
 void weighted_sum(const float* const* rows, const float* weights, i64 count, i64 first, i64 channels,
@@ -205,25 +136,10 @@ struct Step {
     return last + 1 - first;
   }
 
-  void gate(const Layer& layer) const {
-    const i64 channels = layer.channels, stride = layer.input.outputs;
-    for (i64 row = 0; row < rows; ++row) {
-      const float *value = wide + row * stride, *gates = value + channels;
-      for (i64 at = 0; at < channels; at += W) {
-        const int lanes = int(std::min<i64>(W, channels - at));
-        const Vec<float> in = load_part(gates + at, lanes, 0.0f);
-        // Of the two forms of the logistic function the one whose exponential is at most 1.
-        const Vec<float> small = exp2_negative((in < 0.0f ? in : -in) * kLog2E);
-        const Vec<float> open = (in < 0.0f ? small : Vec<float>{} + 1.0f) / (1.0f + small);
-        store_part(wide + row * stride + at, load_part(value + at, lanes, 0.0f) * open, lanes);
-      }
-    }
-  }
-
   void convolve(const Layer& layer, i64 index) const {
     const i64 channels = layer.channels, stride = layer.input.outputs, K = layer.width;
     const i64 share = channels / layer.heads, tap_stride = layer.heads * K;
-    if (layer.glu) gate(layer);
+    if (layer.glu) gate(wide, stride, rows, channels);
     if (layer.mixer == kPredictedKernels) {
       multiply(layer.predictor, wide, stride, taps);
       if (layer.normalize) {
@@ -345,8 +261,10 @@ struct Step {
 };
 
 }  // namespace
+}  // namespace decoder
 
-extern "C" int lcmt_decoder_step(const Call* call) {
+extern "C" int lcmt_decoder_step(const decoder::Call* call) {
+  using namespace decoder;
   i64 longest = call->longest_source;
   for (i64 sentence = 0; sentence < call->rows / call->beam; ++sentence)
     longest = std::max(longest, call->positions[sentence] + 1);
