@@ -1,7 +1,7 @@
 """Residual connection with dropout on GPUs, each element read once and written once.
 
-Which elements are dropped is `ops.masks.keep_mask`, computed anew by the backward pass: no mask is
-stored.
+Which elements are dropped is `ops.masks.keep_mask`, computed anew by the backward pass, which is
+the same kernel without the residual: no mask is stored.
 """
 
 import torch
@@ -12,95 +12,58 @@ from torch import Tensor
 from lightconv_mt.ops.triton_table import architecture_of, ceil_div, choose_block
 from lightconv_mt.ops.triton_tiles import check_types, empty, keep, launch, random_words
 
-# Values that change from call to call must not make a new kernel; `count` may, as only its
-# divisibility by 16 counts, which wide loads need.
+# Values that change from call to call must not make a new kernel. The number of elements may, as
+# only its divisibility by 16 counts, which wide loads need.
 VARYING = ["seed_low", "seed_high", "threshold", "scale"]
 
 
 @triton.jit(do_not_specialize=VARYING)
-def residual_forward_kernel(
+def residual_kernel(
     x_ptr,
     y_ptr,
-    joined_ptr,
+    out_ptr,
     count,
     seed_low,
     seed_high,
     threshold,
     scale,
+    JOIN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """BLOCK elements of `x + dropout(y)`."""
+    """BLOCK elements of `x + dropout(y)`, or of `dropout(y)`."""
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = element < count
-    x = tl.load(x_ptr + element, mask=inside).to(tl.float32)
-    y = tl.load(y_ptr + element, mask=inside).to(tl.float32)
-    factor = keep(element, (seed_low, seed_high, threshold, scale))
-    tl.store(joined_ptr + element, x + y * factor, mask=inside)
+    out = tl.load(y_ptr + element, mask=inside).to(tl.float32)
+    out *= keep(element, (seed_low, seed_high, threshold, scale))
+    if JOIN:
+        out += tl.load(x_ptr + element, mask=inside).to(tl.float32)
+    tl.store(out_ptr + element, out, mask=inside)
 
 
-@triton.jit(do_not_specialize=VARYING)
-def residual_backward_kernel(
-    grad_ptr,
-    grad_y_ptr,
-    count,
-    seed_low,
-    seed_high,
-    threshold,
-    scale,
-    BLOCK: tl.constexpr,
-):
-    """BLOCK elements of the gradient of y."""
-    element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = element < count
-    gradient = tl.load(grad_ptr + element, mask=inside).to(tl.float32)
-    factor = keep(element, (seed_low, seed_high, threshold, scale))
-    tl.store(grad_y_ptr + element, gradient * factor, mask=inside)
-
-
-def residual_dropout_triton(x: Tensor, y: Tensor, *, dropout: float, seed: int) -> Tensor:
-    """`x + dropout(y)`, without gradients.
+def residual_triton(
+    x: Tensor | None, y: Tensor, dropout: float, seed: int, dtype: torch.dtype
+) -> Tensor:
+    """`x + dropout(y)`, without gradients: that of x is the result's, that of y its dropout.
 
     Args:
-        x: float but not float64.
-        y: x's shape, of any such type.
+        x: y's shape, float but not float64; None for `dropout(y)` alone.
+        y: fewer than 2**32 elements, of any such type.
         dropout: probability in [0, 1).
         seed: of the mask, 64 bits.
+        dtype: of the result.
 
     Returns:
-        x's shape in the wider of both types.
+        y's shape.
     """
-    check_types(x, y)
-    x, y = x.contiguous(), y.contiguous()
-    joined = empty(x.shape, dtype=torch.promote_types(x.dtype, y.dtype), device=x.device)
-    _launch(residual_forward_kernel, "residual_forward", x, y, joined, dropout=dropout, seed=seed)
-    return joined
-
-
-def residual_dropout_triton_backward(
-    gradient: Tensor, *, dropout: float, seed: int, dtype: torch.dtype
-) -> Tensor:
-    """Gradient of y in `dtype`, given that of the result; that of x is the result's itself."""
-    check_types(gradient)
-    gradient = gradient.contiguous()
-    grad_y = empty(gradient.shape, dtype=dtype, device=gradient.device)
-    _launch(
-        *(residual_backward_kernel, "residual_backward", gradient, grad_y),
-        dropout=dropout,
-        seed=seed,
-    )
-    return grad_y
-
-
-def _launch(kernel: object, name: str, *tensors: Tensor, dropout: float, seed: int) -> None:
-    count = tensors[0].numel()
-    block = choose_block(
-        name,
-        elements=count,
-        architecture=architecture_of(tensors[0].device),
-    )
+    check_types(*(tensor for tensor in (x, y) if tensor is not None))
+    y = y.contiguous()
+    out = empty(y.shape, dtype=dtype, device=y.device)
+    count = y.numel()
+    block = choose_block("residual", elements=count, architecture=architecture_of(y.device))
     launch(
-        *(kernel, ceil_div(count, block.elements), tensors[0]),
-        *(*tensors, count, *random_words(dropout, seed)),
-        BLOCK=block.elements,
+        *(residual_kernel, ceil_div(count, block.elements), y),
+        *(y if x is None else x.contiguous(), y, out, count, *random_words(dropout, seed)),
+        **{"JOIN": x is not None, "BLOCK": block.elements},
         warps=block.warps,
     )
+    return out

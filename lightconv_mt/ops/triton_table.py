@@ -81,6 +81,7 @@ UNTUNED: dict[tuple[str, int], Tiling] = {
     ("dynamicconv_step", 255): Tiling(1024, 1, 0, 4),
 }
 
+
 @dataclass(frozen=True)
 class Block:
     """What a program of the other kernels holds at once: neighbouring elements, and its warps."""
@@ -91,10 +92,9 @@ class Block:
 
 # Kernel -> block: of a row of logits, of two rows, of a flat tensor.
 UNTUNED_BLOCKS: dict[str, Block] = {
-    "cross_entropy": Block(16384, 16),
-    "paired_cross_entropy": Block(8192, 16),
-    "residual_forward": Block(2048, 8),
-    "residual_backward": Block(2048, 8),
+    "cross_entropy": Block(8192, 16),
+    "paired_cross_entropy": Block(4096, 16),
+    "residual": Block(2048, 8),
 }
 
 # Kernel, architecture, width class, columns and size class -> tiling.

@@ -13,10 +13,7 @@ from lightconv_mt.ops import triton_cross_entropy, triton_residual
 from lightconv_mt.ops.cross_entropy import Smoothing, cross_entropy_
 from lightconv_mt.ops.dispatch import Backend
 from lightconv_mt.ops.masks import keep_mask
-from lightconv_mt.ops.triton_residual import (
-    residual_dropout_triton,
-    residual_dropout_triton_backward,
-)
+from lightconv_mt.ops.triton_residual import residual_triton
 from lightconv_mt.ops.triton_table import Block
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run tests/ops/test_triton.py"
@@ -162,14 +159,14 @@ def test_residual_dropout_drops_what_the_mask_says(
     x = torch.randn(shape).to(types[0])
     y = torch.randn(*shape[:-1], 2 * shape[-1]).to(types[1])[..., : shape[-1]]
     mask = keep_mask(shape, dropout=dropout, seed=seed, device="cpu")
-    joined = residual_dropout_triton(x, y, dropout=dropout, seed=seed)
+    joined = residual_triton(x, y, dropout, seed, types[0])
     expected = x.double() + y.double() * mask / (1 - dropout)
     tolerance = TOLERANCES[types[0]]
     assert joined.dtype is types[0]
     torch.testing.assert_close(joined.double(), expected, rtol=tolerance, atol=tolerance)
     assert torch.equal(joined[~mask], x[~mask])
     gradient = torch.randn(shape).to(types[0])
-    found = residual_dropout_triton_backward(gradient, dropout=dropout, seed=seed, dtype=types[1])
+    found = residual_triton(None, gradient, dropout, seed, types[1])
     expected = gradient.double() * mask / (1 - dropout)
     tolerance = TOLERANCES[types[1]]
     assert found.dtype is types[1]
@@ -188,4 +185,4 @@ def test_float64_is_refused_with_a_remedy() -> None:
             backend=Backend.triton,
         )
     with pytest.raises(ConfigError, match="take no float64"):
-        residual_dropout_triton(wide, wide, dropout=0.1, seed=1)
+        residual_triton(None, wide, 0.1, 1, torch.float32)
