@@ -166,8 +166,6 @@ def _train(
     _finish(run_dir, config, store, validator, distributed)
     return 0
 
-    return 0
-
 
 def start_runtime(config: RuntimeConfig) -> tuple[torch.device, torch.dtype]:
     """Set threads and memory behaviour; the device and precision to compute with.

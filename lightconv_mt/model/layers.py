@@ -4,17 +4,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightconv_mt.mixers.attention import attention_projection, merge_heads, split_heads
-from lightconv_mt.ops.dropout import dropout
+from lightconv_mt.ops import Backend
+from lightconv_mt.ops.residual import draw_seed, dropout, residual, residual_norm
 
 
 class Sublayer(nn.Module):
     """Residual connection and layer norm: post-norm `LN(x + f(x))`, pre-norm `x + f(LN(x))`."""
 
-    def __init__(self, dim: int, *, pre_norm: bool, dropout: float) -> None:
+    def __init__(self, dim: int, *, pre_norm: bool, dropout: float, backend: Backend) -> None:
         """Build the norm over C = dim; dropout acts on f's output."""
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.pre_norm, self.dropout = pre_norm, dropout
+        self.pre_norm, self.dropout, self.backend = pre_norm, dropout, backend
 
     def enter(self, x: Tensor) -> Tensor:
         """What the sublayer's function reads; (B, T, C)."""
@@ -22,17 +23,26 @@ class Sublayer(nn.Module):
 
     def leave(self, x: Tensor, y: Tensor) -> Tensor:
         """Join the function's output y to the residual stream x, both (B, T, C)."""
-        joined = x + dropout(y, self.dropout, training=self.training)
-        return joined if self.pre_norm else self.norm(joined)
+        probability = self.dropout if self.training else 0.0
+        seed, backend, norm = draw_seed() if probability else 0, self.backend, self.norm
+        if self.pre_norm:
+            return residual(x, y, dropout=probability, seed=seed, backend=backend)
+        return residual_norm(
+            *(x, y, norm.weight, norm.bias),
+            eps=norm.eps,
+            dropout=probability,
+            seed=seed,
+            backend=backend,
+        )
 
 
 class FeedForward(nn.Module):
     """linear -> ReLU -> linear."""
 
-    def __init__(self, dim: int, ffn_dim: int, *, relu_dropout: float) -> None:
+    def __init__(self, dim: int, ffn_dim: int, *, relu_dropout: float, backend: Backend) -> None:
         """Build with Xavier weights and zero biases."""
         super().__init__()
-        self.relu_dropout = relu_dropout
+        self.relu_dropout, self.backend = relu_dropout, backend
         self.inner, self.outer = nn.Linear(dim, ffn_dim), nn.Linear(ffn_dim, dim)
         for linear in (self.inner, self.outer):
             nn.init.xavier_uniform_(linear.weight)
@@ -40,7 +50,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        return self.outer(dropout(self.inner(x).relu(), self.relu_dropout, training=self.training))
+        inner = dropout(
+            self.inner(x).relu(), self.relu_dropout, training=self.training, backend=self.backend
+        )
+        return self.outer(inner)
 
 
 class SourceAttention(nn.Module):
