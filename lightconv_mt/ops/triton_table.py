@@ -92,7 +92,7 @@ class Block:
 
 # Kernel -> block: of a row of logits, of two rows, of a flat tensor.
 UNTUNED_BLOCKS: dict[str, Block] = {
-    "cross_entropy": Block(8192, 16),
+    "cross_entropy": Block(8192, 8),
     "paired_cross_entropy": Block(4096, 16),
     "residual": Block(2048, 8),
 }

@@ -14,6 +14,9 @@ from lightconv_mt.ops.dispatch import Backend
 # Rows of logits alive at once: (512, V) stays in cache on CPUs, where (tokens, V) would go to
 # memory and back.
 CHUNK_ROWS = 512
+# Bytes of logits alive at once on a GPU, where every chunk also adds its (V, C) product to the
+# weight's gradient and fewer of them are better: 4,096 rows of 32,768 words in bfloat16.
+GPU_CHUNK_BYTES = 2**28
 
 
 class LossValue(NamedTuple):
@@ -102,8 +105,9 @@ class _ProjectedLoss(torch.autograd.Function):
         copies = 2 if smoothing.paired else 1
         halves, targets = hidden.unflatten(0, (copies, -1)), target.unflatten(0, (copies, -1))
         gradients = hidden_gradient.unflatten(0, (copies, -1))
-        for start in range(0, halves.shape[1], CHUNK_ROWS // copies):
-            chunk = slice(start, start + CHUNK_ROWS // copies)
+        length = chunk_rows(hidden, len(weight)) // copies
+        for start in range(0, halves.shape[1], length):
+            chunk = slice(start, start + length)
             rows = halves[:, chunk].flatten(0, 1)
             logits = rows @ narrow_weight.T
             losses = cross_entropy_(
@@ -132,6 +136,13 @@ class _ProjectedLoss(torch.autograd.Function):
             None,
             None,
         )
+
+
+def chunk_rows(hidden: Tensor, vocab_size: int) -> int:
+    """Rows of logits, in hidden's dtype, to compute at once on its device."""
+    if hidden.device.type == "cpu":
+        return CHUNK_ROWS
+    return max(CHUNK_ROWS, GPU_CHUNK_BYTES // (vocab_size * hidden.element_size()))
 
 
 def sum_loss(

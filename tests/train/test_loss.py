@@ -56,6 +56,17 @@ def test_two_predictions_are_drawn_together(chunk: int, monkeypatch: pytest.Monk
         torch.testing.assert_close(gradient, other, rtol=0, atol=1e-12)
 
 
+def test_chunks_on_gpus_are_bounded_in_bytes() -> None:
+    hidden = torch.empty(1, 8, dtype=torch.bfloat16, device="meta")
+    assert loss_module.chunk_rows(hidden, 32_768) == 4096
+    for vocab_size in (1, 8_001, 50_257):
+        rows = loss_module.chunk_rows(hidden, vocab_size)
+        assert 2**28 - 2 * vocab_size < rows * vocab_size * 2 <= 2**28
+    # Never fewer than on CPUs, whatever that takes.
+    assert loss_module.chunk_rows(hidden.float(), 2_000_000) == loss_module.CHUNK_ROWS
+    assert loss_module.chunk_rows(torch.empty(1, 8), 8_000) == loss_module.CHUNK_ROWS
+
+
 def test_large_logits_stay_finite() -> None:
     hidden = torch.full((1, 2, 4), 200.0, requires_grad=True)
     weight = torch.tensor([[50.0] * 4, [-50.0] * 4, [0.0] * 4])
