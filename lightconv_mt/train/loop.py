@@ -24,6 +24,7 @@ from lightconv_mt.train.checkpoint import (
     model_tensors,
     optimizer_tensors,
 )
+from lightconv_mt.train.compile import compile_layers, example_batch
 from lightconv_mt.train.distributed import Distributed
 from lightconv_mt.train.loss import LabelSmoothedLoss, Objective
 from lightconv_mt.train.monitor import SilentMonitor
@@ -97,6 +98,7 @@ class Trainer:
         seed: int,
         distributed: Distributed,
         measured: Seq2SeqTransformer | None = None,
+        compiled: bool = False,
     ) -> None:
         """Join the parts.
 
@@ -114,11 +116,12 @@ class Trainer:
             distributed: the processes that train this model together.
             measured: another model of the same shape to copy parameters to before `validate`,
                 which reads that one; needed where processes hold parts of `model`.
+            compiled: whether `run` has the layers compiled first.
         """
         self.model, self.batcher, self.store, self.validate = model, batcher, store, validate
         self.loop, self.optim, self.schedule = loop, optim, schedule
         self.device, self.precision, self.seed = device, precision, seed
-        self.distributed, self.measured = distributed, measured
+        self.distributed, self.measured, self.compiled = distributed, measured, compiled
         loss = LabelSmoothedLoss(loop.label_smoothing, agreement=loop.rdrop, backend=model.backend)
         self.paired = loss.smoothing.paired
         layers = [*model.encoder.layers, *model.decoder.layers]
@@ -159,6 +162,8 @@ class Trainer:
 
     def run(self, monitor: SilentMonitor, signals: SignalFlag) -> TrainState:
         """Train until done or until a signal; the state is saved either way."""
+        if self.compiled and not self.finished():
+            compile_layers(self.model, self._backward_once)
         self._restart_clock()
         reader = StepReader(
             *(self.batcher, self.distributed, self.device),
@@ -290,6 +295,13 @@ class Trainer:
             loss_sum += value.loss.detach()
             nll_sum += value.nll
         return loss_sum, nll_sum
+
+    def _backward_once(self) -> None:
+        """A step's work on a batch that is always the same, to no effect."""
+        self.model.train()
+        batch = example_batch(self.device)
+        self._backward([batch], batch.num_tokens)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _update(self, lr: float) -> float | None:
         """Apply the gradients if they are finite; returns their norm, None for a skipped update."""
