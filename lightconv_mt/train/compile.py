@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from lightconv_mt.data.batching import Batch
+from lightconv_mt.errors import ConfigError
 from lightconv_mt.model.transformer import Seq2SeqTransformer
+from lightconv_mt.ops.dispatch import COMPILED
 
 # Sentences, source and target tokens of the batch that is compiled for: no two are equal, or the
 # compiler would take them for one number.
@@ -28,7 +30,16 @@ def compile_layers(model: Seq2SeqTransformer, first_step: Callable[[], object]) 
         model: on its device; its parameters and their names stay as they are.
         first_step: runs the model forward and backward as training does, on a batch that does
             not depend on where training stands.
+
+    Raises:
+        ConfigError: when the kernels are plain torch, whose masks its compiler cannot build for CPUs.
     """
+    if model.backend not in COMPILED:
+        raise ConfigError(
+            f"runtime.compile=true needs compiled kernels, and runtime.kernels is "
+            f"{model.backend.name} here; set runtime.compile=false, or runtime.kernels=native or "
+            f"triton"
+        )
     import torch._dynamo
 
     layers: list[nn.Module] = [*model.encoder.layers, *model.decoder.layers]

@@ -14,6 +14,7 @@ from lightconv_mt.errors import ConfigError
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops.dispatch import Backend
+from lightconv_mt.ops.native import NativeUnavailableError, load_library
 from lightconv_mt.train.compile import EXAMPLE, compile_layers, example_batch
 from lightconv_mt.train.loss import LabelSmoothedLoss, Objective
 
@@ -32,7 +33,7 @@ def nothing_stays_compiled() -> Iterator[None]:
     settings.capture_scalar_outputs, settings.recompile_limit = before
 
 
-def model(mixer: str) -> Seq2SeqTransformer:
+def model(mixer: str, backend: Backend = Backend.native) -> Seq2SeqTransformer:
     options = {} if mixer == "attention" else {"weight_dropout": 0.1}
     widths = {"encoder_kernel_sizes": [3], "decoder_kernel_sizes": [3]} if options else {}
     return Seq2SeqTransformer(
@@ -49,7 +50,7 @@ def model(mixer: str) -> Seq2SeqTransformer:
         tgt_vocab_size=VOCAB,
         src_pad_id=TRAINED_IDS.pad,
         tgt_pad_id=TRAINED_IDS.pad,
-        backend=Backend.torch,
+        backend=backend,
     )
 
 
@@ -72,6 +73,10 @@ def step(of: Seq2SeqTransformer, read: Batch) -> list[Tensor]:
 def test_a_model_compiled_once_serves_every_shape_with_the_same_dropout(thorough: bool) -> None:
     if not thorough:
         pytest.skip("compiling takes half a minute of a core; --thorough runs it")
+    try:
+        load_library()
+    except NativeUnavailableError as error:
+        pytest.skip(str(error))
     import torch._dynamo.utils as counts
 
     for mixer in ("lightconv", "dynamicconv", "attention"):
@@ -101,5 +106,8 @@ def test_settings_that_cannot_be_together_are_refused() -> None:
     from lightconv_mt.config import RuntimeConfig
     from lightconv_mt.train.distributed import Parallel
 
+    plain = model("lightconv", Backend.torch)
+    with pytest.raises(ConfigError, match=r"needs compiled kernels, and runtime\.kernels is torch"):
+        compile_layers(plain, lambda: None)
     with pytest.raises(ConfigError, match=r"runtime\.compile=true is for whole models.*ddp"):
         RuntimeConfig(compile=True, parallel=Parallel.fsdp)
