@@ -32,7 +32,7 @@ def compile_layers(model: Seq2SeqTransformer, first_step: Callable[[], object]) 
             not depend on where training stands.
 
     Raises:
-        ConfigError: when the kernels are plain torch, whose masks its compiler cannot build for CPUs.
+        ConfigError: when kernels are plain torch: its compiler cannot build their masks on CPUs.
     """
     if model.backend not in COMPILED:
         raise ConfigError(
