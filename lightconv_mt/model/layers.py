@@ -1,10 +1,10 @@
 """Feed-forward, source attention and the residual wrapper around every sublayer."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightconv_mt.mixers.attention import attention_projection, merge_heads, split_heads
 from lightconv_mt.ops import Backend
+from lightconv_mt.ops.attention import attention
 from lightconv_mt.ops.residual import draw_seed, dropout, residual, residual_norm
 
 
@@ -60,7 +60,13 @@ class SourceAttention(nn.Module):
     """Attention to the encoded source, whose keys and values are projected once a sentence."""
 
     def __init__(
-        self, dim: int, source_dim: int, *, num_heads: int, attention_dropout: float
+        self,
+        dim: int,
+        source_dim: int,
+        *,
+        num_heads: int,
+        attention_dropout: float,
+        backend: Backend,
     ) -> None:
         """Build the projections.
 
@@ -69,9 +75,11 @@ class SourceAttention(nn.Module):
             source_dim: C of the encoder.
             num_heads: H, a divisor of dim.
             attention_dropout: on the attention probabilities.
+            backend: implementation of the attention.
         """
         super().__init__()
         self.num_heads, self.attention_dropout = num_heads, attention_dropout
+        self.backend = backend
         self.query = attention_projection(dim, dim)
         self.key, self.value = (
             attention_projection(source_dim, dim),
@@ -97,12 +105,15 @@ class SourceAttention(nn.Module):
         Returns:
             (N, T, C).
         """
-        mixed = F.scaled_dot_product_attention(
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed = attention(
             self._queries(x, key),
             key,
             value,
-            attn_mask=src_mask[:, None, None, :],
-            dropout_p=self.attention_dropout if self.training else 0.0,
+            src_mask,
+            dropout=dropout,
+            seed=draw_seed() if dropout else 0,
+            backend=self.backend,
         )
         return self.output_projection(merge_heads(mixed).view(x.shape))
 

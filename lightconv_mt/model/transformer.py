@@ -300,7 +300,11 @@ def _decoder_layer(config: ModelConfig, layer: int, backend: Backend) -> Decoder
     return DecoderLayer(
         config.layer_mixer("decoder", layer).build(dim=dim, slot=slot),
         SourceAttention(
-            dim, config.dim, num_heads=heads, attention_dropout=config.attention_dropout
+            dim,
+            config.dim,
+            num_heads=heads,
+            attention_dropout=config.attention_dropout,
+            backend=backend,
         ),
         FeedForward(dim, ffn_dim, relu_dropout=config.relu_dropout, backend=backend),
         dim=dim,

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "csrc"
 # One library, so that all are there or none.
 KERNELS = (
-    *("kernels.cpp", "cross_entropy.cpp", "residual.cpp"),
+    *("kernels.cpp", "cross_entropy.cpp", "residual.cpp", "attention.cpp"),
     *("best_tokens.cpp", "decoder.cpp"),
 )
 BUILD_TIMEOUT_SECONDS = 300

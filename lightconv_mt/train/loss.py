@@ -11,12 +11,16 @@ from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops.cross_entropy import Smoothing, cross_entropy_
 from lightconv_mt.ops.dispatch import Backend
 
-# Rows of logits alive at once: (512, V) stays in cache on CPUs, where (tokens, V) would go to
-# memory and back.
-CHUNK_ROWS = 512
-# Bytes of logits alive at once on a GPU, where every chunk also adds its (V, C) product to the
-# weight's gradient and fewer of them are better: 4,096 rows of 32,768 words in bfloat16.
-GPU_CHUNK_BYTES = 2**28
+# Logits alive at once, where (tokens, V) would not fit: more of them pack the weight less often.
+CHUNK_LOGITS = 1 << 24
+# On GPUs, where every chunk reads and writes the (V, C) gradient: 256 MiB in bfloat16.
+GPU_CHUNK_LOGITS = 1 << 27
+
+
+def chunk_rows(vocab_size: int, *, device: torch.device) -> int:
+    """Rows of logits alive at once, an even number: R-Drop's pairs stay together."""
+    logits = CHUNK_LOGITS if device.type == "cpu" else GPU_CHUNK_LOGITS
+    return max(2, logits // vocab_size // 2 * 2)
 
 
 class LossValue(NamedTuple):
@@ -105,9 +109,9 @@ class _ProjectedLoss(torch.autograd.Function):
         copies = 2 if smoothing.paired else 1
         halves, targets = hidden.unflatten(0, (copies, -1)), target.unflatten(0, (copies, -1))
         gradients = hidden_gradient.unflatten(0, (copies, -1))
-        length = chunk_rows(hidden, len(weight)) // copies
-        for start in range(0, halves.shape[1], length):
-            chunk = slice(start, start + length)
+        step = chunk_rows(len(weight), device=hidden.device) // copies
+        for start in range(0, halves.shape[1], step):
+            chunk = slice(start, start + step)
             rows = halves[:, chunk].flatten(0, 1)
             logits = rows @ narrow_weight.T
             losses = cross_entropy_(
@@ -136,13 +140,6 @@ class _ProjectedLoss(torch.autograd.Function):
             None,
             None,
         )
-
-
-def chunk_rows(hidden: Tensor, vocab_size: int) -> int:
-    """Rows of logits, in hidden's dtype, to compute at once on its device."""
-    if hidden.device.type == "cpu":
-        return CHUNK_ROWS
-    return max(CHUNK_ROWS, GPU_CHUNK_BYTES // (vocab_size * hidden.element_size()))
 
 
 def sum_loss(

@@ -20,7 +20,7 @@ def formula(
 @pytest.mark.parametrize("eps", [0.0, 0.1])
 @pytest.mark.parametrize("chunk", [1, 4, 512])
 def test_value_and_gradients(eps: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk * 11)
     hidden = torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
     target = torch.randint(11, (3, 5))
@@ -39,7 +39,7 @@ def test_value_and_gradients(eps: float, chunk: int, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("chunk", [2, 4, 512])
 def test_two_predictions_are_drawn_together(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """R-Drop: each token counts once, and chunks keep its two predictions side by side."""
-    monkeypatch.setattr(loss_module, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk * 11)
     hidden = torch.randn(4, 5, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
     target, mask = torch.randint(11, (2, 5)).repeat(2, 1), (torch.rand(2, 5) < 0.7).repeat(2, 1)
@@ -56,15 +56,12 @@ def test_two_predictions_are_drawn_together(chunk: int, monkeypatch: pytest.Monk
         torch.testing.assert_close(gradient, other, rtol=0, atol=1e-12)
 
 
-def test_chunks_on_gpus_are_bounded_in_bytes() -> None:
-    hidden = torch.empty(1, 8, dtype=torch.bfloat16, device="meta")
-    assert loss_module.chunk_rows(hidden, 32_768) == 4096
-    for vocab_size in (1, 8_001, 50_257):
-        rows = loss_module.chunk_rows(hidden, vocab_size)
-        assert 2**28 - 2 * vocab_size < rows * vocab_size * 2 <= 2**28
-    # Never fewer than on CPUs, whatever that takes.
-    assert loss_module.chunk_rows(hidden.float(), 2_000_000) == loss_module.CHUNK_ROWS
-    assert loss_module.chunk_rows(torch.empty(1, 8), 8_000) == loss_module.CHUNK_ROWS
+@pytest.mark.parametrize(("device", "logits"), [("cpu", 2**24), ("cuda", 2**27)])
+def test_chunks_are_bounded_in_logits_and_hold_whole_pairs(device: str, logits: int) -> None:
+    for vocab_size in (1, 8_001, 32_768, 50_257, 2**28):
+        rows = loss_module.chunk_rows(vocab_size, device=torch.device(device))
+        assert rows % 2 == 0
+        assert rows == 2 or logits - 2 * vocab_size < rows * vocab_size <= logits
 
 
 def test_large_logits_stay_finite() -> None:

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "dropout.h"
 #include "vector.h"
 
 namespace {
@@ -26,38 +27,6 @@ struct Call {
   double dropout, eps;
 };
 
-// Factors 0 and 1 / (1 - p) of elements: see ops/masks.py.
-template <class A>
-struct Dropout {
-  using Words = typename Lanes<A>::Words;
-  u32 threshold, low, high;
-  A scale;
-  Words lane;
-
-  explicit Dropout(const Call& call)
-      : threshold(u32(std::min(std::nearbyint(call.dropout * 4294967296.0), 4294967295.0))),
-        low(u32(call.seed)),
-        high(u32(uint64_t(call.seed) >> 32)),
-        scale(A(1.0 / (1.0 - call.dropout))) {
-    for (int at = 0; at < Lanes<A>::count; ++at) lane[at] = u32(at);
-  }
-
-  Vec<A> operator()(Vec<A> value, u32 first) const {
-    if (threshold == 0) return value;
-    auto kept = lowbias32(lowbias32((lane + first) ^ low) ^ high) >= threshold;
-    return value * (__builtin_convertvector(-kept, Vec<A>) * scale);
-  }
-};
-
-template <class S, class A = typename Accumulator<S>::type>
-Vec<A> take(const S* from, int n) {
-  return n == Lanes<A>::count ? load(from) : load_part(from, n, A(0));
-}
-template <class S, class V>
-void put(S* to, V value, int n, int all) {
-  n == all ? store(to, value) : store_part(to, value, n);
-}
-
 constexpr i64 kPiece = 1 << 14;  // elements a thread takes at once
 constexpr i64 kBlock = 64;       // rows whose gradients of weight and bias are summed first
 
@@ -69,7 +38,7 @@ void residual(const Call& call) {
   const Y* y = static_cast<const Y*>(call.y);
   O* out = static_cast<O*>(call.out);
   const i64 count = call.rows * call.channels, pieces = (count + kPiece - 1) / kPiece;
-  const Dropout<A> dropout(call);
+  const Dropout<A> dropout(call.dropout, call.seed);
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static) num_threads(int(std::max<i64>(1, std::min(call.threads, pieces))))
 #endif
@@ -78,7 +47,7 @@ void residual(const Call& call) {
       const int n = int(std::min<i64>(W, count - at));
       Vec<A> value = dropout(take(y + at, n), u32(at));
       if (x) value += take(x + at, n);
-      put(out + at, value, n, W);
+      put(out + at, value, n);
     }
 }
 
@@ -88,7 +57,7 @@ void norm(const Call& call) {
   constexpr int W = Lanes<A>::count;
   const i64 channels = call.channels, blocks = (call.rows + kBlock - 1) / kBlock;
   const A *weight = static_cast<const A*>(call.weight), *bias = static_cast<const A*>(call.bias);
-  const Dropout<A> dropout(call);
+  const Dropout<A> dropout(call.dropout, call.seed);
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static) num_threads(int(std::max<i64>(1, std::min(call.threads, blocks))))
 #endif
@@ -103,7 +72,7 @@ void norm(const Call& call) {
       for (i64 at = 0; at < channels; at += W) {
         const int n = int(std::min<i64>(W, channels - at));
         const Vec<A> value = take(x + at, n) + dropout(take(y + at, n), u32(first + at));
-        put(joined + at, value, n, W);
+        put(joined + at, value, n);
         sum += value;
       }
       const A mean = sum_lanes<A>(sum) / A(channels);
@@ -118,7 +87,7 @@ void norm(const Call& call) {
       for (i64 at = 0; at < channels; at += W) {
         const int n = int(std::min<i64>(W, channels - at));
         const Vec<A> value = (take(joined + at, n) - mean) * scale;
-        put(out + at, value * take(weight + at, n) + take(bias + at, n), n, W);
+        put(out + at, value * take(weight + at, n) + take(bias + at, n), n);
       }
       A* statistics = static_cast<A*>(call.statistics) + 2 * row;
       statistics[0] = mean, statistics[1] = scale;
@@ -131,7 +100,7 @@ void norm_backward(const Call& call) {
   constexpr int W = Lanes<A>::count;
   const i64 channels = call.channels, blocks = (call.rows + kBlock - 1) / kBlock;
   const A* weight = static_cast<const A*>(call.weight);
-  const Dropout<A> dropout(call);
+  const Dropout<A> dropout(call.dropout, call.seed);
   // Sums of blocks are added in order, so that the number of threads changes no bit.
   std::vector<A> sums(size_t(2 * blocks * channels));
 #ifdef _OPENMP
@@ -150,8 +119,8 @@ void norm_backward(const Call& call) {
         const int n = int(std::min<i64>(W, channels - at));
         const Vec<A> slope = take(grad + at, n);
         const Vec<A> normed = (take(joined + at, n) - mean) * scale;
-        put(weight_sum + at, take(weight_sum + at, n) + slope * normed, n, W);
-        put(bias_sum + at, take(bias_sum + at, n) + slope, n, W);
+        put(weight_sum + at, take(weight_sum + at, n) + slope * normed, n);
+        put(bias_sum + at, take(bias_sum + at, n) + slope, n);
         const Vec<A> weighted = slope * take(weight + at, n);  // 0 beyond the row
         plain += weighted, along += weighted * normed;
       }
@@ -164,8 +133,8 @@ void norm_backward(const Call& call) {
         const Vec<A> normed = (take(joined + at, n) - mean) * scale;
         const Vec<A> slope =
             (take(grad + at, n) * take(weight + at, n) - mean_plain - normed * mean_along) * scale;
-        put(grad_x + at, slope, n, W);
-        put(grad_y + at, dropout(slope, u32(first + at)), n, W);
+        put(grad_x + at, slope, n);
+        put(grad_y + at, dropout(slope, u32(first + at)), n);
       }
     }
   }
