@@ -60,7 +60,7 @@ bench-decode: $(STAMP) ## time translating beside a plain search and CTranslate2
 bench-ops: $(STAMP) ## time the convolutions on one and two threads
 	$(BIN)/python scripts/bench_ops.py
 
-bench-gpu: $(STAMP) ## time the convolutions on a GPU
+bench-gpu: $(STAMP) ## time convolutions, cross-entropy, dropout and training steps on a GPU
 	$(BIN)/python scripts/bench_gpu.py
 
 clean: ## remove .venv, caches and build output; runs/ stays

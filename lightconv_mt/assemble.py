@@ -141,6 +141,7 @@ def _train(
         seed=config.seed,
         distributed=distributed,
         measured=measured if sharded else None,
+        compiled=config.runtime.compile,
     )
     trainer.resume()
     if trainer.finished() and (run_dir / "bleu.json").exists():

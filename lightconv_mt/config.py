@@ -102,6 +102,7 @@ class RuntimeConfig:
     keep_memory: bool = (
         True  # Linux: the C library keeps freed memory instead of giving it back every step
     )
+    compile: bool = False  # training: layers by torch.compile; minutes before the first step
     # Of training with several processes, which torchrun starts.
     parallel: Parallel = Parallel.ddp
     timeout_seconds: float = 600.0  # to wait for a process that does not answer
@@ -114,6 +115,11 @@ class RuntimeConfig:
         if not self.timeout_seconds > 0.0:
             raise ConfigError(
                 f"runtime.timeout_seconds is {self.timeout_seconds}; give a positive number"
+            )
+        if self.compile and self.parallel is Parallel.fsdp:
+            raise ConfigError(
+                "runtime.compile=true is for whole models, and runtime.parallel=fsdp cuts them up; "
+                "set runtime.compile=false, or runtime.parallel=ddp"
             )
         if self.precision is Precision.fp16 and self.parallel is Parallel.fsdp:
             raise ConfigError(

@@ -1,5 +1,7 @@
 """Time the Triton kernels on a GPU beside plain torch, unfold, self-attention and causal-conv1d.
 
+Then cross-entropy, dropout and whole training steps, compiled and not: see bench_gpu_training.py.
+
 Each case is checked against the reference at full size first; then all candidates are timed in
 turn within one loop. `of copy` is the bytes that a call must move over its time, as a share of a
 device copy's speed in the same run; small cases stay in cache and may exceed it. Results go to
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 from baselines import attention, unfold
+from bench_gpu_training import Sizes, measurements
 from kernel_gate.calls import TYPES, Call
 from lightconv_mt import ops
 from lightconv_mt.ops import Backend
@@ -70,14 +73,23 @@ def main() -> int:
             row = {"kind": kind, "dtype": dtype, **names, "direction": direction}
             rows.append(row | {"candidate": label, **values, "of_copy": share})
             print(markdown(rows[-1]), flush=True)
+    training = []
+    device = torch.device("cuda", torch.cuda.current_device())
+    for row in measurements(device, Backend.triton, Sizes(), rounds=arguments.rounds):
+        training.append(row)
+        print(markdown(row), flush=True)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.with_suffix(".json").write_text(
-        json.dumps({**header, "rows": rows}, indent=1) + "\n"
+        json.dumps({**header, "rows": rows, "training": training}, indent=1) + "\n"
     )
-    lines = [" | ".join(rows[0]), " | ".join("---" for _ in rows[0]), *map(markdown, rows)]
-    text = "\n".join([json.dumps(header), "", *lines, ""])
+    text = "\n".join([json.dumps(header), "", *table(rows), "", *table(training), ""])
     arguments.output.with_suffix(".md").write_text(text)
     return 0
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [" | ".join(rows[0]), " | ".join("---" for _ in rows[0]), *map(markdown, rows)]
 
 
 def inputs(case: tuple[int, ...], kind: str, dtype: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ CHOICES = {
     "taps": (0, 2, 3, 4, 5, 8),
     "warps": (1, 2, 4, 8, 16),
 }
+BLOCK_CHOICES = (1024, 2048, 4096, 8192, 16384)
 # Sentences, length and rows of a step for the three size classes.
 SIZES = ((8, 32), (128, 32), (32, 1024))
 ROWS = (64, 2048, 16384)
@@ -30,7 +32,8 @@ ROWS = (64, 2048, 16384)
 def main() -> None:
     """Tune what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kernels", nargs="+", default=sorted({key[0] for key in table.UNTUNED}))
+    known = sorted({key[0] for key in table.UNTUNED} | set(table.UNTUNED_BLOCKS))
+    parser.add_argument("--kernels", nargs="+", default=known)
     parser.add_argument("--widths", nargs="+", type=int, default=[3, 7, 15, 31, 63])
     parser.add_argument("--cols", nargs="+", type=int, default=[64], help="channels of a head")
     arguments = parser.parse_args()
@@ -38,7 +41,13 @@ def main() -> None:
         print("tune-kernels: no GPU here; the table stays as it is")
         return
     architecture = table.architecture_of(torch.device("cuda", torch.cuda.current_device()))
-    for kernel, width, cols in product(arguments.kernels, arguments.widths, arguments.cols):
+    blocks = [kernel for kernel in arguments.kernels if kernel in table.UNTUNED_BLOCKS]
+    for kernel in blocks:
+        best_block = best_of_all(kernel, architecture, block_call(kernel))
+        print(f"{kernel}: {best_block}", flush=True)
+        write_table()
+    kernels = [kernel for kernel in arguments.kernels if kernel not in blocks]
+    for kernel, width, cols in product(kernels, arguments.widths, arguments.cols):
         for size in range(len(SIZES)):
             width_class = next(end for end in table.WIDTH_CLASSES if width <= end)
             key = (kernel, architecture, width_class, cols, size)
@@ -70,6 +79,33 @@ def call(kernel: str, width: int, cols: int, size: int) -> Callable[[], object]:
     return lambda: getattr(module, f"{kind}_triton_backward")(grad_y, x, weight, **convolve)
 
 
+def block_call(kernel: str) -> Callable[[], object]:
+    """One launch of a kernel that takes blocks."""
+    from lightconv_mt.ops.triton_cross_entropy import cross_entropy_triton_
+    from lightconv_mt.ops.triton_residual import residual_triton
+
+    options: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16}
+    if kernel == "residual":
+        x, y = torch.randn(2, 4096, 1024, **options)
+        return lambda: residual_triton(x.float(), y, 0.1, 1, torch.float32)
+    logits = torch.randn(4096, 32_768, **options)
+    target = torch.zeros(4096, dtype=torch.int64, device="cuda")
+    loss = {"peak": 0.9, "spread": 1e-5, "agreement": 0.5, "gradient": True}
+    paired = kernel == "paired_cross_entropy"
+    return lambda: cross_entropy_triton_(logits, target, paired=paired, **loss)
+
+
+def best_of_all(kernel: str, architecture: str, function: Callable[[], object]) -> table.Block:
+    """The fastest block, which goes into `TUNED_BLOCKS`."""
+    key = (kernel, architecture)
+    seconds = {}
+    for elements, warps in product(BLOCK_CHOICES, CHOICES["warps"][1:]):
+        table.TUNED_BLOCKS[key] = table.Block(elements, warps)
+        seconds[table.TUNED_BLOCKS[key]] = median_of_20(function)
+    table.TUNED_BLOCKS[key] = min(seconds, key=lambda block: seconds[block])
+    return table.TUNED_BLOCKS[key]
+
+
 def climb(
     key: tuple[str, str, int, int, int], function: Callable[[], object]
 ) -> tuple[table.Tiling, float, float]:
@@ -89,8 +125,13 @@ def climb(
 def timed(
     key: tuple[str, str, int, int, int], tiling: table.Tiling, function: Callable[[], object]
 ) -> float:
-    """Median seconds of 20 launches; infinite when the compiler refuses the tiling."""
+    """As `median_of_20`, of a tiling."""
     table.TUNED[key] = tiling
+    return median_of_20(function)
+
+
+def median_of_20(function: Callable[[], object]) -> float:
+    """Median seconds of 20 launches; infinite when the compiler refuses them."""
     seconds = []
     try:
         for _ in range(23):
@@ -101,18 +142,22 @@ def timed(
             torch.cuda.synchronize()
             seconds.append(start.elapsed_time(end) / 1e3)
     except Exception as error:  # whatever the compiler raises
-        print(f"  {tiling}: {type(error).__name__}")
+        print(f"  {type(error).__name__}")
         return float("inf")
     return statistics.median(seconds[3:])
 
 
 def write_table() -> None:
-    """Put `TUNED` into the source of the module."""
+    """Put `TUNED` and `TUNED_BLOCKS` into the source of the module."""
     path = Path(table.__file__)
-    lines = (f"    {key!r}: {value!r},\n" for key, value in sorted(table.TUNED.items()))
-    body = "".join(lines).replace("'", '"')
-    pattern = r"(?ms)^(TUNED: [^\n]* = \{).*?\}$"
-    path.write_text(re.sub(pattern, lambda found: f"{found[1]}\n{body}}}", path.read_text()))
+    text = path.read_text()
+    for name in ("TUNED", "TUNED_BLOCKS"):
+        entries = sorted(getattr(table, name).items())
+        body = "".join(f"    {key!r}: {value!r},\n" for key, value in entries).replace("'", '"')
+        pattern = rf"(?ms)^({name}: [^\n]* = \{{).*?\}}$"
+        new = f"\n{body}}}" if entries else "}"
+        text = re.sub(pattern, lambda found, new=new: found[1] + new, text)  # type: ignore[misc]
+    path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Length buckets under a token budget; the order is a pure function of (seed, epoch, index)."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -84,13 +84,7 @@ class Batch:
 
     def twice(self) -> "Batch":
         """Every sentence two times, the second half repeating the first; tokens count once."""
-        src, src_mask, tgt_in, tgt_out, tgt_mask = (
-            side.repeat(2, 1)
-            for side in (self.src, self.src_mask, self.tgt_in, self.tgt_out, self.tgt_mask)
-        )
-        return replace(
-            self, src=src, src_mask=src_mask, tgt_in=tgt_in, tgt_out=tgt_out, tgt_mask=tgt_mask
-        )
+        return self._each(lambda side: side.repeat(2, 1))
 
     def without_tokens(self) -> "Batch":
         """The first sentence, whose target counts as padding: no loss, all gradients zero."""
@@ -113,15 +107,22 @@ class Batch:
             indices=self.indices[rows],
         )
 
+    def pinned(self) -> "Batch":
+        """In memory from which a GPU copies by itself; needs a GPU."""
+        return self._each(Tensor.pin_memory)
+
     def to(self, device: torch.device) -> "Batch":
-        """The batch on another device."""
+        """The batch on another device; from `pinned` memory without waiting for it."""
+        return self._each(lambda side: side.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(
             self,
-            src=self.src.to(device, non_blocking=True),
-            src_mask=self.src_mask.to(device, non_blocking=True),
-            tgt_in=self.tgt_in.to(device, non_blocking=True),
-            tgt_out=self.tgt_out.to(device, non_blocking=True),
-            tgt_mask=self.tgt_mask.to(device, non_blocking=True),
+            src=change(self.src),
+            src_mask=change(self.src_mask),
+            tgt_in=change(self.tgt_in),
+            tgt_out=change(self.tgt_out),
+            tgt_mask=change(self.tgt_mask),
         )
 
 

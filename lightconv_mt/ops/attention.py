@@ -160,8 +160,8 @@ def _sums(dtype: torch.dtype) -> torch.dtype:
 
 _kernel = register_op(
     "attention",
-    "(Tensor query, Tensor key, Tensor value, Tensor? mask, bool causal, float dropout, int seed) "
-    "-> (Tensor, Tensor)",
+    "(Tensor query, Tensor key, Tensor value, Tensor? mask, bool causal, float dropout, "
+    "SymInt seed) -> (Tensor, Tensor)",
     cpu=_attention,
     cuda=None,
     shapes=lambda query, *_: (
@@ -172,7 +172,7 @@ _kernel = register_op(
 _backward_kernel = register_op(
     "attention_backward",
     "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor log_sums, "
-    "bool causal, float dropout, int seed) -> (Tensor, Tensor, Tensor)",
+    "bool causal, float dropout, SymInt seed) -> (Tensor, Tensor, Tensor)",
     cpu=_attention_backward,
     cuda=None,
     shapes=lambda grad, query, key, value, *_: tuple(

@@ -37,11 +37,13 @@ class Smoothing:
         return 0.5 if self.paired else 1.0
 
     def spread(self, vocab_size: int) -> float:
-        """Weight of every word: eps / (V - 1), as in published fairseq models."""
-        return self.label_smoothing / (vocab_size - 1)
+        """Weight of every word: eps / (V - 1), as in published fairseq models; of a sole word 0."""
+        return self.label_smoothing / (vocab_size - 1) if vocab_size > 1 else 0.0
 
     def peak(self, vocab_size: int) -> float:
         """Weight of the target beyond its spread."""
+        if vocab_size == 1:
+            return 1.0
         return 1.0 - self.label_smoothing - self.spread(vocab_size)
 
 
@@ -57,14 +59,16 @@ def cross_entropy_(
         target: (R,) int64 in 0..V-1.
         smoothing: the loss.
         gradient: whether the logits become the gradient of the loss.
-        backend: `native` for the C++ kernel, any other for plain torch.
+        backend: `native` for the C++ kernel, `triton` for that of GPUs, any other for plain torch.
 
     Returns:
         The loss and the negative log-likelihood, both summed over rows (a pair counts once), in
         nats; scalars in float32, or float64 for float64 logits.
 
     Raises:
-        IndexError: when a target is no word (plain torch on a GPU cannot tell).
+        IndexError: when a target is no word. On a GPU that is not known until the next wait for
+            it: `triton` makes the losses and the row's gradient NaN instead.
+        ConfigError: when `triton` is given float64.
     """
     rows, vocab_size = logits.shape
     if backend is Backend.native:
@@ -87,6 +91,19 @@ def cross_entropy_(
         if load_library().lcmt_cross_entropy(call):
             raise IndexError(f"a target is not in 0..{vocab_size - 1}, the rows of the vocabulary")
         loss, nll, divergence = losses.sum(0).unbind()
+    elif backend is Backend.triton:
+        from lightconv_mt.ops.triton_cross_entropy import cross_entropy_triton_
+
+        losses = cross_entropy_triton_(
+            logits,
+            target,
+            peak=smoothing.peak(vocab_size),
+            spread=smoothing.spread(vocab_size),
+            agreement=smoothing.agreement / 4,
+            paired=smoothing.paired,
+            gradient=gradient,
+        )
+        loss, nll, divergence = losses.sum(0, dtype=torch.float64).unbind()
     else:
         loss, nll, divergence = _torch(logits, target, smoothing, gradient=gradient)
     wide = torch.promote_types(logits.dtype, torch.float32)

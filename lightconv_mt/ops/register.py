@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightconv_mt.ops import native
 
-_OPTIONS = "int padding_left, bool normalize, float dropout, int seed"
+_OPTIONS = "int padding_left, bool normalize, float dropout, SymInt seed"
 _STEP = "Tensor x, Tensor(a!) ring, Tensor position, Tensor weight, *, bool normalize"
 
 

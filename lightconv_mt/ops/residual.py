@@ -212,14 +212,14 @@ def _sums(dtype: torch.dtype) -> torch.dtype:
 
 _residual_kernel = register_op(
     "residual",
-    "(Tensor? x, Tensor y, float dropout, int seed, ScalarType dtype) -> Tensor",
+    "(Tensor? x, Tensor y, float dropout, SymInt seed, ScalarType dtype) -> Tensor",
     cpu=_residual,
     cuda=triton_function("residual", "residual_triton"),
     shapes=lambda x, y, dropout, seed, dtype: y.new_empty(y.shape, dtype=dtype),
 )
 _norm_kernel = register_op(
     "residual_norm",
-    "(Tensor x, Tensor y, Tensor weight, Tensor bias, float dropout, int seed, float eps) "
+    "(Tensor x, Tensor y, Tensor weight, Tensor bias, float dropout, SymInt seed, float eps) "
     "-> (Tensor, Tensor, Tensor)",
     cpu=_residual_norm,
     cuda=None,
@@ -231,7 +231,7 @@ _norm_kernel = register_op(
 )
 _norm_backward_kernel = register_op(
     "residual_norm_backward",
-    "(Tensor grad, Tensor joined, Tensor statistics, Tensor weight, float dropout, int seed, "
+    "(Tensor grad, Tensor joined, Tensor statistics, Tensor weight, float dropout, SymInt seed, "
     "ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
     cpu=_residual_norm_backward,
     cuda=None,

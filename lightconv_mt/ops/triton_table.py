@@ -1,7 +1,8 @@
 """How the Triton kernels are launched: a table, so that nothing is tuned while a model runs.
 
-`UNTUNED` was chosen from the registers that the compiler reports. `TUNED` holds what
-scripts/tune_kernels.py measured on a GPU; it rewrites that part of this file.
+`UNTUNED` was chosen from the registers that the compiler reports, `UNTUNED_BLOCKS` likewise.
+`TUNED` and `TUNED_BLOCKS` hold what scripts/tune_kernels.py measured on a GPU; it rewrites those
+parts of this file.
 """
 
 from dataclasses import dataclass, replace
@@ -80,8 +81,27 @@ UNTUNED: dict[tuple[str, int], Tiling] = {
     ("dynamicconv_step", 255): Tiling(1024, 1, 0, 4),
 }
 
+
+@dataclass(frozen=True)
+class Block:
+    """What a program of the other kernels holds at once: neighbouring elements, and its warps."""
+
+    elements: int
+    warps: int
+
+
+# Kernel -> block: of a row of logits, of two rows, of a flat tensor.
+UNTUNED_BLOCKS: dict[str, Block] = {
+    "cross_entropy": Block(8192, 8),
+    "paired_cross_entropy": Block(4096, 16),
+    "residual": Block(2048, 8),
+}
+
 # Kernel, architecture, width class, columns and size class -> tiling.
 TUNED: dict[tuple[str, str, int, int, int], Tiling] = {}
+
+# Kernel and architecture -> block.
+TUNED_BLOCKS: dict[tuple[str, str], Block] = {}
 
 
 def tiling_of(
@@ -111,6 +131,18 @@ def choose_launch(
         cols=cols,
         warps=tiling.warps * (2 if itemsize > 2 else 1),
     )
+
+
+def block_of(kernel: str, architecture: str) -> Block:
+    """The block of a kernel, measured or not."""
+    return TUNED_BLOCKS.get((kernel, architecture), UNTUNED_BLOCKS[kernel])
+
+
+def choose_block(kernel: str, *, elements: int, architecture: str) -> Block:
+    """The block of a kernel for rows, or a flat tensor, of so many elements; never much wider."""
+    block = block_of(kernel, architecture)
+    width = min(block.elements, power_of_two(max(1, elements)))
+    return Block(width, max(1, block.warps * width // block.elements))
 
 
 def power_of_two(value: int) -> int:

@@ -4,7 +4,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 
@@ -24,10 +24,12 @@ from lightconv_mt.train.checkpoint import (
     model_tensors,
     optimizer_tensors,
 )
+from lightconv_mt.train.compile import compile_layers, example_batch
 from lightconv_mt.train.distributed import Distributed
 from lightconv_mt.train.loss import LabelSmoothedLoss, Objective
 from lightconv_mt.train.monitor import SilentMonitor
 from lightconv_mt.train.optim import OptimConfig, build_optimizer, clip_gradients
+from lightconv_mt.train.reader import StepBatches, StepReader
 from lightconv_mt.train.schedule import ScheduleConfig
 from lightconv_mt.train.signals import InterruptedWorkError, SignalFlag
 from lightconv_mt.train.state import TrainState, Validation
@@ -96,6 +98,7 @@ class Trainer:
         seed: int,
         distributed: Distributed,
         measured: Seq2SeqTransformer | None = None,
+        compiled: bool = False,
     ) -> None:
         """Join the parts.
 
@@ -113,11 +116,12 @@ class Trainer:
             distributed: the processes that train this model together.
             measured: another model of the same shape to copy parameters to before `validate`,
                 which reads that one; needed where processes hold parts of `model`.
+            compiled: whether `run` has the layers compiled first.
         """
         self.model, self.batcher, self.store, self.validate = model, batcher, store, validate
         self.loop, self.optim, self.schedule = loop, optim, schedule
         self.device, self.precision, self.seed = device, precision, seed
-        self.distributed, self.measured = distributed, measured
+        self.distributed, self.measured, self.compiled = distributed, measured, compiled
         loss = LabelSmoothedLoss(loop.label_smoothing, agreement=loop.rdrop, backend=model.backend)
         self.paired = loss.smoothing.paired
         layers = [*model.encoder.layers, *model.decoder.layers]
@@ -158,8 +162,16 @@ class Trainer:
 
     def run(self, monitor: SilentMonitor, signals: SignalFlag) -> TrainState:
         """Train until done or until a signal; the state is saved either way."""
+        if self.compiled and not self.finished():
+            compile_layers(self.model, self._backward_once)
         self._restart_clock()
-        micro_batches = self._micro_batches()
+        reader = StepReader(
+            *(self.batcher, self.distributed, self.device),
+            accumulate=self.loop.accumulate,
+            epoch=self.state.epoch,
+            index=self.state.index,
+            ahead=self.device.type == "cuda",
+        )
         while not self._stop_is_asked(signals):
             if self._validation_is_due():
                 try:
@@ -174,7 +186,7 @@ class Trainer:
                 self._restart_clock()
             if self.finished():
                 break
-            self._step([next(micro_batches) for _ in range(self.loop.accumulate)], monitor)
+            self._step(reader.next(), reader.read_ahead, monitor)
             state = self.state
             monitor.advance()
             if state.step % self.loop.log_every_steps == 0:
@@ -199,27 +211,19 @@ class Trainer:
             or (loop.patience is not None and state.validations_since_best >= loop.patience)
         )
 
-    def _micro_batches(self) -> Iterator[tuple[Batch, int, int]]:
-        """Batches without end from where the state stands, each with the position after it."""
-        epoch, index = self.state.epoch, self.state.index
-        while True:
-            count = self.batcher.num_batches(epoch)
-            for batch in self.batcher.iterate(epoch, index):
-                index += 1
-                yield batch, *((epoch, index) if index < count else (epoch + 1, 0))
-            epoch, index = epoch + 1, 0
-
-    def _step(self, micro_batches: list[tuple[Batch, int, int]], monitor: SilentMonitor) -> None:
+    def _step(
+        self, batches: StepBatches, while_it_runs: Callable[[], None], monitor: SilentMonitor
+    ) -> None:
         """One optimiser step: gradients summed over micro-batches, divided by all target tokens."""
         state = self.state
         state.step += 1
         self.model.train()
-        num_tokens = sum(batch.num_tokens for batch, _, _ in micro_batches)
-        sums = self._gradient([batch for batch, _, _ in micro_batches], num_tokens)
+        sums = self._gradient(batches.own, batches.num_tokens)
+        while_it_runs()  # what follows waits for the device
         loss_sum, nll_sum = self.distributed.total(*sums)
         norm = self._update(self.schedule.lr(state.step, self.optim.lr))
-        state.epoch, state.index = micro_batches[-1][1:]
-        state.tokens += num_tokens
+        state.epoch, state.index = batches.epoch, batches.index
+        state.tokens += batches.num_tokens
         if norm is None:
             if state.skipped_in_a_row >= self.loop.max_skipped_steps:
                 self._rewind(monitor)
@@ -228,7 +232,7 @@ class Trainer:
         state.loss_sum += loss_sum
         state.nll_sum += nll_sum
         state.norm_sum += norm
-        state.token_count += num_tokens
+        state.token_count += batches.num_tokens
         state.step_count += 1
 
     def _gradient(self, batches: list[Batch], num_tokens: int) -> tuple[Tensor, Tensor]:
@@ -237,7 +241,7 @@ class Trainer:
         Raises:
             MemoryLimitError: when single sentences do not fit either.
         """
-        batches, pieces = self.distributed.share(batches), 1
+        pieces = 1
         while True:
             try:
                 return self._backward(
@@ -284,13 +288,20 @@ class Trainer:
                 with torch.autocast(
                     self.device.type, self.precision, enabled=self.precision is not torch.float32
                 ):
-                    value = self.objective(batch.to(self.device))
+                    value = self.objective(batch)
                 # Gradients of several processes are averaged, and should be summed.
                 loss = value.loss * (self.distributed.size / num_tokens)
                 self.scaler.scale(loss).backward()
             loss_sum += value.loss.detach()
             nll_sum += value.nll
         return loss_sum, nll_sum
+
+    def _backward_once(self) -> None:
+        """A step's work on a batch that is always the same, to no effect."""
+        self.model.train()
+        batch = example_batch(self.device)
+        self._backward([batch], batch.num_tokens)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _update(self, lr: float) -> float | None:
         """Apply the gradients if they are finite; returns their norm, None for a skipped update."""

@@ -13,11 +13,14 @@ from lightconv_mt.ops.dispatch import Backend
 
 # Logits alive at once, where (tokens, V) would not fit: more of them pack the weight less often.
 CHUNK_LOGITS = 1 << 24
+# On GPUs, where every chunk reads and writes the (V, C) gradient: 256 MiB in bfloat16.
+GPU_CHUNK_LOGITS = 1 << 27
 
 
-def chunk_rows(vocab_size: int) -> int:
+def chunk_rows(vocab_size: int, *, device: torch.device) -> int:
     """Rows of logits alive at once, an even number: R-Drop's pairs stay together."""
-    return max(2, CHUNK_LOGITS // vocab_size // 2 * 2)
+    logits = CHUNK_LOGITS if device.type == "cpu" else GPU_CHUNK_LOGITS
+    return max(2, logits // vocab_size // 2 * 2)
 
 
 class LossValue(NamedTuple):
@@ -106,7 +109,7 @@ class _ProjectedLoss(torch.autograd.Function):
         copies = 2 if smoothing.paired else 1
         halves, targets = hidden.unflatten(0, (copies, -1)), target.unflatten(0, (copies, -1))
         gradients = hidden_gradient.unflatten(0, (copies, -1))
-        step = chunk_rows(len(weight)) // copies
+        step = chunk_rows(len(weight), device=hidden.device) // copies
         for start in range(0, halves.shape[1], step):
             chunk = slice(start, start + step)
             rows = halves[:, chunk].flatten(0, 1)

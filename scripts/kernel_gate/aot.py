@@ -16,12 +16,15 @@ from kernel_gate.compile import Launch, recorded
 from kernel_gate.control import launch_control
 from kernel_gate.report import print_table
 from kernel_gate.resources import Resources
+from kernel_gate.row_calls import CrossEntropyCall, ResidualCall
 from kernel_gate.targets import TARGETS
 
 # One width of each class that the kernels are tiled for.
 WIDTHS = (3, 7, 15, 31, 255)
 DIRECTIONS = ("backward", "forward", "step")
-HEADINGS = ["call", "kernel", "type", "K", "target", "warps", "registers", "shared", "stack"]
+# Rows that wide loads can read, and rows that they cannot.
+VOCABULARIES = (32_768, 32_003)
+HEADINGS = ["call", "kernel", "type", "width", "target", "warps", "registers", "shared", "stack"]
 HEADINGS += ["scalars", "occupancy", "seconds", "complaint"]
 
 
@@ -30,7 +33,7 @@ class Job:
     """Kernels of one call, or a control, on one GPU."""
 
     target: str
-    call: Call | None = None
+    call: Call | CrossEntropyCall | ResidualCall | None = None
     must_spill: bool = False
 
     def launches(self) -> list[Launch]:
@@ -111,11 +114,25 @@ def jobs(*, reduced: bool) -> list[Job]:
         for target in targets
         for must_spill in (True, False)
     ]
+    types = ["bf16"] if reduced else list(TYPES)
     calls = [
-        Call(kind=kind, direction=direction, dtype=dtype, width=width)
-        for width in (WIDTHS[3:0:-2] if reduced else WIDTHS[::-1])
-        for kind, direction in product(("lightconv", "dynamicconv"), DIRECTIONS)
-        for dtype in (["bf16"] if reduced else TYPES)
+        *(
+            Call(kind=kind, direction=direction, dtype=dtype, width=width)
+            for width in (WIDTHS[3:0:-2] if reduced else WIDTHS[::-1])
+            for kind, direction in product(("lightconv", "dynamicconv"), DIRECTIONS)
+            for dtype in types
+        ),
+        *(
+            CrossEntropyCall(dtype=dtype, width=width, paired=paired)
+            for width in VOCABULARIES[reduced:]
+            for paired in (True, False)
+            for dtype in types
+        ),
+        *(
+            ResidualCall(dtype=dtype, direction=direction)
+            for direction in DIRECTIONS[:2]
+            for dtype in types
+        ),
     ]
     return controls + [Job(target=target, call=call) for call in calls for target in targets]
 

@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# The GPU whose tiles bytes are counted with.
+COUNTED_FOR = "sm_90"
+# Bytes moved over inputs read once and outputs written once.
+LIMITS = {"forward": 1.1, "backward": 1.3, "step": 1.1}
 # The sizes of x that tiles are chosen for: a training batch, and one token for 512 hypotheses.
 LARGE = {
     "forward": (32, 512, 512),
@@ -53,6 +57,11 @@ class Call:
     def scale(self) -> float:
         """How many times larger `LARGE` is."""
         return prod(LARGE[self.direction]) / prod(self.shape)
+
+    @property
+    def limit(self) -> float:
+        """Of distinct bytes of all programs over the minimum."""
+        return LIMITS[self.direction]
 
     def run(self, *, architecture: str) -> None:
         """Launch its kernels on the CPU, which works while launches are recorded or interpreted."""

@@ -1,7 +1,7 @@
 """The Triton kernels in Triton's interpreter, which needs no GPU, against float64.
 
-The interpreter is chosen while the kernels are imported, so tests/ops/interpreted_triton.py runs
-in a process of its own. It says nothing about races, speed or compiled code: see
+The interpreter is chosen while the kernels are imported, so tests/ops/interpreted_*.py run in
+processes of their own. It says nothing about races, speed or compiled code: see
 tests/ops/test_triton_gpu.py.
 """
 
@@ -16,8 +16,9 @@ pytest.importorskip("triton")
 
 
 @pytest.mark.timeout(900)  # half a minute on a core of its own
-def test_kernels_in_the_interpreter() -> None:
-    file = Path(__file__).with_name("interpreted_triton.py")
+@pytest.mark.parametrize("name", ["interpreted_triton.py", "interpreted_triton_loss.py"])
+def test_kernels_in_the_interpreter(name: str) -> None:
+    file = Path(__file__).with_name(name)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--tb=short", str(file)],
         env=os.environ | {"TRITON_INTERPRET": "1"},

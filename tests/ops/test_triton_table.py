@@ -45,6 +45,23 @@ def test_a_measured_launch_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen["gfx942"] != chosen["sm_90"]
 
 
+@pytest.mark.parametrize("kernel", table.UNTUNED_BLOCKS)
+def test_blocks_are_as_wide_as_a_row_at_most(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = table.UNTUNED_BLOCKS[kernel]
+    for elements in (0, 1, 2, 37, 8000, 10**6):
+        block = table.choose_block(kernel, elements=elements, architecture="sm_90")
+        assert block.elements == table.power_of_two(block.elements) <= full.elements
+        assert block.elements == full.elements or elements <= block.elements < 2 * max(elements, 1)
+        assert 1 <= block.warps == table.power_of_two(block.warps) <= full.warps
+    measured = table.Block(512, 4)
+    monkeypatch.setitem(table.TUNED_BLOCKS, (kernel, "sm_90"), measured)
+    chosen = {
+        architecture: table.choose_block(kernel, elements=10**6, architecture=architecture)
+        for architecture in ("sm_90", "gfx942")
+    }
+    assert chosen == {"sm_90": measured, "gfx942": full}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_tuning_without_a_gpu_changes_nothing() -> None:
     before = Path(table.__file__).read_bytes()
@@ -59,6 +76,7 @@ def test_the_script_writes_entries_that_python_reads(tmp_path: Path) -> None:
     program = (
         "import tune_kernels as tune; table = tune.table; table.__file__ = sys.argv[1];"
         "key = ('lightconv_step', 'sm_90', 8, 64, 0); table.TUNED[key] = table.Tiling(1, 2, 3, 4);"
+        "table.TUNED_BLOCKS['residual', 'sm_90'] = table.Block(64, 2);"
         "tune.write_table(); tune.write_table()"
     )
     command = [sys.executable, "-c", f"import sys; {program}", str(copy)]
@@ -68,4 +86,5 @@ def test_the_script_writes_entries_that_python_reads(tmp_path: Path) -> None:
     assert repr(read["TUNED"]) == (
         "{('lightconv_step', 'sm_90', 8, 64, 0): Tiling(tile=1, steps=2, taps=3, warps=4)}"
     )
-    assert read["UNTUNED"]
+    assert repr(read["TUNED_BLOCKS"]) == "{('residual', 'sm_90'): Block(elements=64, warps=2)}"
+    assert read["UNTUNED"] and read["UNTUNED_BLOCKS"]

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from kernel_gate.aot import WIDTHS, Compiled, Job, compile_job, jobs, passes
+from kernel_gate.aot import VOCABULARIES, WIDTHS, Compiled, Job, compile_job, jobs, passes
 from kernel_gate.calls import Call
 from kernel_gate.resources import Resources, amdgcn_resources
 from kernel_gate.targets import TARGETS
@@ -87,7 +87,9 @@ def test_occupancy(
 
 def test_every_kernel_type_width_and_gpu_is_compiled() -> None:
     full = jobs(reduced=False)
-    assert len(full) == len(set(full)) == 4 * (2 + 2 * 3 * 3 * len(WIDTHS))
+    convolutions, losses, residuals = 2 * 3 * len(WIDTHS), 2 * len(VOCABULARIES), 2
+    kernels = 3 * (convolutions + losses + residuals)
+    assert len(full) == len(set(full)) == 4 * (2 + kernels)
     assert {job.must_spill for job in full[:2]} == {True, False}
     reduced = jobs(reduced=True)
     assert {job.target for job in reduced} == {"sm_90"} and set(reduced) < set(full)

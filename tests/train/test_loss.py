@@ -56,6 +56,14 @@ def test_two_predictions_are_drawn_together(chunk: int, monkeypatch: pytest.Monk
         torch.testing.assert_close(gradient, other, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("device", "logits"), [("cpu", 2**24), ("cuda", 2**27)])
+def test_chunks_are_bounded_in_logits_and_hold_whole_pairs(device: str, logits: int) -> None:
+    for vocab_size in (1, 8_001, 32_768, 50_257, 2**28):
+        rows = loss_module.chunk_rows(vocab_size, device=torch.device(device))
+        assert rows % 2 == 0
+        assert rows == 2 or logits - 2 * vocab_size < rows * vocab_size <= logits
+
+
 def test_large_logits_stay_finite() -> None:
     hidden = torch.full((1, 2, 4), 200.0, requires_grad=True)
     weight = torch.tensor([[50.0] * 4, [-50.0] * 4, [0.0] * 4])
