@@ -18,7 +18,7 @@ from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.run_folder import check_run, check_writable, run_tokenizers
 from lightconv_mt.train.distributed import Distributed, join_processes
-from lightconv_mt.train.memory import available_memory
+from lightconv_mt.train.memory import available_memory, held_memory
 from lightconv_mt.train.trial import Footprint, TrialTrainer
 
 TRIAL_SECONDS = 12.0  # for timing, beside warming up
@@ -53,7 +53,6 @@ def _sections(
             check_run(run_dir, config)
         tokenizers = run_tokenizers(run_dir, config, save=False)
         pairs = encode_corpus(read_corpus(config.data), tokenizers)
-    available = available_memory(device)
     trainer, _ = build_trainer(
         TrialTrainer,
         config,
@@ -72,6 +71,9 @@ def _sections(
     if left:
         yield "first batch", [*_first_batch(trainer, tokenizers)]
     footprint = trainer.footprint(shapes)
+    available = available_memory(device)
+    if available is not None:
+        available += held_memory(device)
     yield "memory, in MiB", _memory(footprint, available)
     yield "steps", [*_steps(trainer, shapes)]
     if not left:

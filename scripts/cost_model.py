@@ -14,6 +14,7 @@ import argparse
 import logging
 import platform
 import sys
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
@@ -23,12 +24,13 @@ from costs.clock import time_step
 from costs.counts import PARTS, Shape, count_parts
 from costs.machine import Machine
 from costs.setting import Setting, from_data, from_lengths
-from costs.table import Row, as_json, as_text
+from costs.table import Row, as_json, as_text, speeds_as_text
 from lightconv_mt.assemble import start_runtime
 from lightconv_mt.compose import compose
 from lightconv_mt.config import REGISTERS, TrainRunConfig, to_typed
 from lightconv_mt.errors import ConfigError, LcmtError
 from lightconv_mt.train.storage import replace_text
+from mixer_costs import Product
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -65,59 +67,29 @@ def run(arguments: argparse.Namespace) -> int:
     device, precision = start_runtime(config.runtime)
     torch.manual_seed(config.seed)
     setting = from_lengths(config, *lengths) if arguments.random else from_data(config)
+    shape = Shape.of(setting.batch, twice=config.train.rdrop > 0.0)
+    counts = count_parts(setting.model, shape, accumulate=config.train.accumulate)
     machine = Machine(device)
-    rows = measure(config, setting, machine, precision, rounds=arguments.rounds)
-    batch = setting.batch
-    settings = {
-        "date": str(date.today()),
-        "machine": platform.processor() or platform.machine(),
-        "device": str(device),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "bandwidth": machine.bandwidth,
-        "batch": {"src": [*batch.src.shape], "tgt": [*batch.tgt_in.shape]},
-        "target_tokens": batch.num_tokens,
-        "words": arguments.words,
-    }
-    print(
-        f"{settings['date']}  {settings['machine']}  torch {torch.__version__}  "
-        f"{settings['threads']} threads  copies {machine.bandwidth / 1e9:.1f} GB/s\n"
-        f"source {tuple(batch.src.shape)}, target {tuple(batch.tgt_in.shape)}, "
-        f"{batch.num_tokens:,} target tokens; {setting.origin}\n"
-        f"for one target token: counts, and microseconds\n"
-    )
-    sys.stdout.write(as_text(rows))
-    if arguments.json:
-        replace_text(arguments.json, as_json(rows, settings))
-    return 0
-
-
-def measure(
-    config: TrainRunConfig,
-    setting: Setting,
-    machine: Machine,
-    precision: torch.dtype,
-    *,
-    rounds: int,
-) -> list[Row]:
-    """A row for every part."""
-    train, batch = config.train, setting.batch
-    shape = Shape.of(batch, twice=train.rdrop > 0.0)
-    counts = count_parts(setting.model, shape, accumulate=train.accumulate)
     dtypes = torch.float32, torch.bfloat16 if precision is torch.float32 else precision
-    tops = {dtype: machine.top_speed(counts, dtype) for dtype in dtypes}
+    names = [NAMES[dtype] for dtype in dtypes]
+    speeds = machine.speeds(counts, dtypes)
+    tops = [max(column) for column in zip(*speeds.values(), strict=True)]
     seconds = time_step(
         setting.model,
-        batch,
+        setting.batch,
         optim=config.optim,
-        label_smoothing=train.label_smoothing,
-        rdrop=train.rdrop,
+        label_smoothing=config.train.label_smoothing,
+        rdrop=config.train.rdrop,
         precision=precision,
-        device=machine.device,
-        rounds=rounds,
-        accumulate=train.accumulate,
+        device=device,
+        rounds=arguments.rounds,
+        accumulate=config.train.accumulate,
     )
-    return [
+    limits = [
+        {part: machine.limit(count, dtype, top_speed=top) for part, count in counts.items()}
+        for dtype, top in zip(dtypes, tops, strict=True)
+    ]
+    rows = [
         Row(
             part=part,
             parameters=counts[part].parameters,
@@ -125,15 +97,51 @@ def measure(
             both=3 * counts[part].multiply_adds / shape.tokens,
             moved=counts[part].moved(precision.itemsize) / shape.tokens,
             limits={
-                NAMES[dtype]: machine.limit(counts[part], dtype, top_speed=tops[dtype])
-                / shape.tokens
-                for dtype in dtypes
+                name: found[part] / shape.tokens for name, found in zip(names, limits, strict=True)
             },
             measured=seconds[part] / shape.tokens,
             precision=NAMES[precision],
         )
         for part in PARTS
     ]
+    show(arguments, setting, shape, machine, speeds, rows)
+    return 0
+
+
+def show(
+    arguments: argparse.Namespace,
+    setting: Setting,
+    shape: Shape,
+    machine: Machine,
+    speeds: dict[Product, list[float]],
+    rows: list[Row],
+) -> None:
+    """Print everything, and write it where that is asked for."""
+    names = list(rows[0].limits)
+    settings: dict[str, object] = {
+        "date": str(date.today()),
+        "machine": platform.processor() or platform.machine(),
+        "device": str(machine.device),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "bandwidth": machine.bandwidth,
+        "products": [
+            {"shape": [*product], **dict(zip(names, found, strict=True))}
+            for product, found in speeds.items()
+        ],
+        "batch": asdict(shape),
+        "words": arguments.words,
+    }
+    print(
+        f"{settings['date']}  {settings['machine']}  torch {torch.__version__}  "
+        f"{settings['threads']} threads  copies {machine.bandwidth / 1e9:.1f} GB/s\n"
+        f"source {tuple(setting.batch.src.shape)}, target {tuple(setting.batch.tgt_in.shape)}, "
+        f"{shape.tokens:,} target tokens; {setting.origin}\n\n{speeds_as_text(speeds, names)}\n"
+        f"for one target token: counts, and microseconds\n\n{as_text(rows)}",
+        end="",
+    )
+    if arguments.json:
+        replace_text(arguments.json, as_json(rows, settings))
 
 
 if __name__ == "__main__":

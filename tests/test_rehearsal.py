@@ -226,6 +226,7 @@ def test_nothing_is_tried_where_memory_does_not_suffice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(rehearsal, "available_memory", lambda _: 2**20)
+    monkeypatch.setattr(rehearsal, "held_memory", lambda _: 0)
     monkeypatch.setattr(TrialTrainer, "pace", None)
     told = report(capsys, configure())
     assert "not measured: a step needs more memory than there is" in told
@@ -286,6 +287,7 @@ def test_memory_of_a_batch_is_known_from_less_of_it(
     assert rows > 4
     kept = trial.trainer.kept_bytes(rows, src, tgt)
     assert found.parts["activations"] == pytest.approx(kept, rel=0.01)
+    assert found.parts["program"] > 2**26  # torch alone
     size = 4 * sum(parameter.numel() for parameter in trial.trainer.model.parameters())
     assert found.parts["weights"] == found.parts["gradients"] == size
     # Each layer keeps at least its input and output, in the activations' type.

@@ -27,7 +27,7 @@ def keep_freed_memory() -> bool:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that this process may still take on a device; None where the system does not tell.
+    """Bytes of a device that this process may still take; None where the system does not tell.
 
     On CPUs of Linux, the free memory of the machine, or of the process's control group if that has
     less.
@@ -46,3 +46,18 @@ def available_memory(device: torch.device) -> int | None:
         return min(free, int(limit) - int(used))
     except (OSError, ValueError):  # there is no such group, or its limit is "max"
         return free
+
+
+def held_memory(device: torch.device) -> int:
+    """Bytes of a device that this process holds; 0 where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    try:
+        (kib,) = (
+            line.split()[1]
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("VmRSS:")
+        )
+        return 1024 * int(kib)
+    except (OSError, ValueError):
+        return 0

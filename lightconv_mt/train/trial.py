@@ -15,6 +15,7 @@ from lightconv_mt.data.batching import Batch
 from lightconv_mt.ops.dispatch import Backend
 from lightconv_mt.train.loop import Trainer
 from lightconv_mt.train.loss import CHUNK_ROWS, LabelSmoothedLoss, Objective
+from lightconv_mt.train.memory import held_memory
 
 # Micro-batches tried at most; of many shapes, since the fewest tokens take the least time.
 MOST_TRIALS = 24
@@ -88,6 +89,9 @@ class TrialTrainer(Trainer):
         }
         if self.measured is not None:
             parts["copy for validation"] = weights
+        if self.device.type == "cpu":  # small passes have been made: libraries are loaded
+            own = parts["weights"] + parts.get("copy for validation", 0)
+            parts["program"] = max(0, held_memory(self.device) - own)
         return Footprint(parts, largest)
 
     def pace(self, shapes: NDArray[np.int64], *, seconds: float) -> Pace:
@@ -183,8 +187,10 @@ class TrialTrainer(Trainer):
             torch.autocast(self.device.type, self.precision, enabled=enabled),
         ):
             value = Objective(model, loss)(batch.to(self.device))
-        del value  # until here it held what was weighed, so that no place was used twice
-        return sum(kept.values())
+        found = sum(kept.values())  # while `value` holds them all, no place is used twice
+        value.loss.backward()
+        model.zero_grad(set_to_none=True)
+        return found
 
     def _chunk_bytes(self, rows: int, _: int, tgt: int) -> int:
         """Bytes of the loss's temporary tensors: logits and the gradient of the projection."""

@@ -1,7 +1,7 @@
 """What the machine can do: products of the shapes that occur, and copies, measured now."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -41,12 +41,17 @@ class Machine:
         of_weight = fastest(lambda: gradient.T @ x, self.device)
         return forward, of_x + of_weight
 
-    def top_speed(self, counts: dict[str, Count], dtype: torch.dtype) -> float:
-        """Multiply-adds a second of the fastest product of any part."""
-        products = {each for count in counts.values() for each in count.products}
-        return max(
-            3 * each.multiply_adds / sum(self.product_seconds(each, dtype)) for each in products
-        )
+    def speeds(
+        self, counts: dict[str, Count], dtypes: Sequence[torch.dtype]
+    ) -> dict[Product, list[float]]:
+        """Multiply-adds a second, forward and backward, of each product that occurs, by dtype."""
+        products = {each: None for count in counts.values() for each in count.products}
+        return {
+            each: [
+                3 * each.multiply_adds / sum(self.product_seconds(each, dtype)) for dtype in dtypes
+            ]
+            for each in products
+        }
 
     def limit(self, count: Count, dtype: torch.dtype, *, top_speed: float) -> float:
         """Least seconds of a part, forward and backward: its arithmetic or its traffic.

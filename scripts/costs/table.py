@@ -1,8 +1,10 @@
 """Costs of all parts, for one target token, as a table and as JSON."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+
+from mixer_costs import Product
 
 TOTAL = "all"
 HEAD = ("", "parameters", "multiply-adds", "with backward", "bytes")
@@ -72,17 +74,28 @@ def as_text(rows: Sequence[Row]) -> str:
                 f"{row.measured / whole.measured:.0%}",
             ]
         )
-    speeds = [f"{1 / whole.limits[name]:,.0f}" for name in names]
-    cells.append(["tokens/s", *[""] * 4, *speeds, f"{1 / whole.measured:,.0f}", "", ""])
+    rates = [f"{1 / whole.limits[name]:,.0f}" for name in names]
+    cells.append(["tokens/s", *[""] * 4, *rates, f"{1 / whole.measured:,.0f}", "", ""])
+    return _aligned(cells)
+
+
+def speeds_as_text(speeds: Mapping[Product, Sequence[float]], names: Sequence[str]) -> str:
+    """Speeds of the products with weights, in thousand millions of multiply-adds a second."""
+    cells = [["products with weights", *(f"{name}, G/s" for name in names)]]
+    for (rows, inner, outer), found in speeds.items():
+        name = f"({rows:,} x {inner:,}) ({inner:,} x {outer:,})"
+        cells.append([name, *(f"{speed / 1e9:,.1f}" for speed in found)])
+    return _aligned(cells)
+
+
+def _aligned(cells: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "".join(
-        "  ".join(
-            [f"{line[0]:<{widths[0]}}"]
-            + [f"{cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True)]
-        ).rstrip()
-        + "\n"
+    lines = [
+        [f"{line[0]:<{widths[0]}}"]
+        + [f"{cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True)]
         for line in cells
-    )
+    ]
+    return "".join(f"{'  '.join(line).rstrip()}\n" for line in lines)
 
 
 def as_json(rows: Sequence[Row], settings: dict[str, object]) -> str:

@@ -135,7 +135,7 @@ def test_a_limit_is_the_longer_of_arithmetic_and_traffic(monkeypatch: pytest.Mon
     assert found.bandwidth == 4 * machine.COPIED
     count = Count(products=[Product(2, 3, 4)], repeats=[2.0], others=10.0, numbers=1.0)
     assert found.limit(count, torch.float32, top_speed=6.0) == pytest.approx(5.0 + 2 * 1.5)
-    assert found.top_speed({"part": count}, torch.float32) == 3 * 24 / 1.5
+    assert found.speeds({"part": count}, [torch.float32]) == {Product(2, 3, 4): [3 * 24 / 1.5]}
     count.wide_bytes = 9 * found.bandwidth
     assert found.limit(count, torch.bfloat16, top_speed=6.0) == pytest.approx(9.0)
 
@@ -260,6 +260,7 @@ def test_the_script_runs_without_data(
     )
     assert cost_model.main() == 0
     out = capsys.readouterr().out
+    assert "(126 x 32) (32 x 64)" in out  # R-Drop reads 7 sentences of 9 tokens twice
     assert "source (7, 9), target (7, 7), 49 target tokens; random tokens" in out
     assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
     found = json.loads(file.read_text())
