@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format lint type check-kernels test-gpu reliability bench-decode bench-ops bench-gpu clean
+.PHONY: help install demo test check format lint type check-kernels test-gpu reliability bench-train bench-decode bench-ops bench-gpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
@@ -38,7 +38,7 @@ test-gpu: $(STAMP) ## run the tests that need a GPU, under compute-sanitizer too
 
 reliability: $(STAMP) ## interrupt training runs hundreds of times (an hour)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal --thorough --figures README.md \
-		tests/test_kills.py tests/train tests/nasty tests/test_configs.py
+		tests/test_kills.py tests/test_end_to_end.py tests/train tests/nasty tests/test_configs.py
 
 format: $(STAMP) ## rewrite the code in the house style
 	$(BIN)/ruff check --fix --quiet . || true
@@ -50,6 +50,9 @@ lint: $(STAMP) ## find mistakes and departures from the house style
 
 type: $(STAMP) ## check the types of the library
 	$(BIN)/mypy
+
+bench-train: $(STAMP) ## time training beside other toolkits (LCMT_DATA holds multi30k/; README says how peers get in)
+	$(BIN)/python scripts/bench_train.py
 
 bench-decode: $(STAMP) ## time translating beside a plain search and CTranslate2 (LCMT_DATA holds multi30k/)
 	$(BIN)/python scripts/bench_decode.py

@@ -18,6 +18,8 @@ from lightconv_mt.mixers.base import (
     per_layer,
     register_mixer,
 )
+from lightconv_mt.ops.attention import attention
+from lightconv_mt.ops.residual import draw_seed
 from lightconv_mt.ops.window_attention import window_attention
 
 
@@ -94,13 +96,15 @@ class AttentionMixer(TokenMixer):
         else:
             # Targets are padded on the right, so the causal mask alone keeps real positions clear
             # of padding.
-            mixed = F.scaled_dot_product_attention(
+            mixed = attention(
                 query,
                 key,
                 value,
-                attn_mask=None if self.slot.causal else mask[:, None, None, :],
-                is_causal=self.slot.causal,
-                dropout_p=dropout,
+                None if self.slot.causal else mask,
+                causal=self.slot.causal,
+                dropout=dropout,
+                seed=draw_seed() if dropout else 0,
+                backend=self.slot.backend,
             )
         return self.output_projection(merge_heads(mixed))
 

@@ -15,8 +15,8 @@ from lightconv_mt.mixers.base import (
     check_probabilities,
     register_mixer,
 )
-from lightconv_mt.ops.dropout import dropout
 from lightconv_mt.ops.means import running_mean, running_mean_step, sentence_mean
+from lightconv_mt.ops.residual import dropout
 
 
 @register_mixer
@@ -79,7 +79,12 @@ class AverageAttentionMixer(TokenMixer):
 
     def _join(self, x: Tensor, mean: Tensor) -> Tensor:
         """X (B, T, C), mean (B, T or 1, C) -> (B, T, C)."""
-        inner = dropout(self.inner(mean).relu(), self.relu_dropout, training=self.training)
+        inner = dropout(
+            self.inner(mean).relu(),
+            self.relu_dropout,
+            training=self.training,
+            backend=self.slot.backend,
+        )
         context = self.outer(inner).expand_as(x)
         keep, take = self.gates(torch.cat([x, context], dim=-1)).sigmoid().chunk(2, dim=-1)
         return keep * x + take * context

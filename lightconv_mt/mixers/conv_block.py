@@ -16,7 +16,7 @@ from lightconv_mt.mixers.base import (
     check_positive,
     check_probabilities,
 )
-from lightconv_mt.ops.dropout import dropout
+from lightconv_mt.ops.residual import draw_seed, dropout
 
 
 @dataclass(kw_only=True)
@@ -130,11 +130,12 @@ class ConvBlock(TokenMixer):
         return self.output_projection(y), (ring, position + x.shape[1], *rest)
 
     def _gate(self, x: Tensor) -> Tensor:
-        projected = self.input_projection(dropout(x, self.input_dropout, training=self.training))
+        dropped = dropout(x, self.input_dropout, training=self.training, backend=self.slot.backend)
+        projected = self.input_projection(dropped)
         return F.glu(projected, dim=-1) if self.glu else projected
 
     def _dropped(self) -> tuple[float, int]:
         """Weight dropout and its seed, from torch's generator: a seeded step repeats."""
         if not self.training or self.weight_dropout == 0.0:
             return 0.0, 0
-        return self.weight_dropout, int(torch.randint(2**62, ()))
+        return self.weight_dropout, draw_seed()

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor, nn
 
 from lightconv_mt.mixers import MixerState, TokenMixer
 from lightconv_mt.model.layers import FeedForward, SourceAttention, Sublayer
+from lightconv_mt.ops import Backend
 
 # Keys and values of one layer's source attention, each (B, H, S, C / H).
 SourceKeys = tuple[Tensor, Tensor]
@@ -54,13 +56,15 @@ class DecoderLayer(nn.Module):
         dim: int,
         pre_norm: bool,
         dropout: float,
+        backend: Backend,
     ) -> None:
-        """Wrap the three parts; see `Sublayer` for pre_norm and dropout."""
+        """Wrap the three parts; see `Sublayer` for pre_norm, dropout and backend."""
         super().__init__()
         self.mixer, self.source_attention, self.feed_forward = mixer, source_attention, feed_forward
-        self.mixer_sublayer = Sublayer(dim, pre_norm=pre_norm, dropout=dropout)
-        self.source_sublayer = Sublayer(dim, pre_norm=pre_norm, dropout=dropout)
-        self.feed_forward_sublayer = Sublayer(dim, pre_norm=pre_norm, dropout=dropout)
+        sublayer = partial(Sublayer, dim, pre_norm=pre_norm, dropout=dropout, backend=backend)
+        self.mixer_sublayer = sublayer()
+        self.source_sublayer = sublayer()
+        self.feed_forward_sublayer = sublayer()
 
     def forward(self, x: Tensor, mask: Tensor, memory: Tensor, src_mask: Tensor) -> Tensor:
         """X (B, T, C), mask (B, T), memory (B, S, C), src_mask (B, S) -> (B, T, C)."""

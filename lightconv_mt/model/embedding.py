@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightconv_mt.ops.dropout import dropout
+from lightconv_mt.ops import Backend
+from lightconv_mt.ops.residual import dropout
 
 # Positions of real tokens start here and padding has the row before it, as in published fairseq
 # models.
@@ -16,7 +17,15 @@ FIRST_POSITION = 2
 class TokenEmbedding(nn.Module):
     """Embedding scaled by sqrt(C) plus sinusoidal positions, then dropout."""
 
-    def __init__(self, vocab_size: int, dim: int, *, pad_id: int, dropout: float) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        *,
+        pad_id: int,
+        dropout: float,
+        backend: Backend = Backend.auto,
+    ) -> None:
         """Draw the (V, C) table from N(0, 1 / C); the padding row is zero.
 
         Args:
@@ -24,9 +33,10 @@ class TokenEmbedding(nn.Module):
             dim: C.
             pad_id: id of padding, whose row gets no gradient from look-ups.
             dropout: probability on the sum.
+            backend: implementation of dropout.
         """
         super().__init__()
-        self.pad_id, self.dropout = pad_id, dropout
+        self.pad_id, self.dropout, self.backend = pad_id, dropout, backend
         self.weight = nn.Parameter(torch.empty(vocab_size, dim).normal_(std=dim**-0.5))
         with torch.no_grad():
             self.weight[pad_id].zero_()
@@ -36,7 +46,7 @@ class TokenEmbedding(nn.Module):
         dim = self.weight.shape[1]
         embedded = F.embedding(tokens, self.weight, padding_idx=self.pad_id) * sqrt(dim)
         placed = embedded + sinusoidal_positions(positions, dim).to(embedded.dtype)
-        return dropout(placed, self.dropout, training=self.training)
+        return dropout(placed, self.dropout, training=self.training, backend=self.backend)
 
 
 def token_positions(mask: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
 """The encoder: a stack of mixer and feed-forward."""
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from lightconv_mt.mixers import TokenMixer
 from lightconv_mt.model.layers import FeedForward, Sublayer
+from lightconv_mt.ops import Backend
 
 
 class EncoderLayer(nn.Module):
@@ -17,12 +20,14 @@ class EncoderLayer(nn.Module):
         dim: int,
         pre_norm: bool,
         dropout: float,
+        backend: Backend,
     ) -> None:
-        """Wrap the two parts; see `Sublayer` for pre_norm and dropout."""
+        """Wrap the two parts; see `Sublayer` for pre_norm, dropout and backend."""
         super().__init__()
         self.mixer, self.feed_forward = mixer, feed_forward
-        self.mixer_sublayer = Sublayer(dim, pre_norm=pre_norm, dropout=dropout)
-        self.feed_forward_sublayer = Sublayer(dim, pre_norm=pre_norm, dropout=dropout)
+        sublayer = partial(Sublayer, dim, pre_norm=pre_norm, dropout=dropout, backend=backend)
+        self.mixer_sublayer = sublayer()
+        self.feed_forward_sublayer = sublayer()
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """X (B, S, C), mask (B, S) bool -> (B, S, C)."""

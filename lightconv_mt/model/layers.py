@@ -1,20 +1,21 @@
 """Feed-forward, source attention and the residual wrapper around every sublayer."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightconv_mt.mixers.attention import attention_projection, merge_heads, split_heads
-from lightconv_mt.ops.dropout import dropout
+from lightconv_mt.ops import Backend
+from lightconv_mt.ops.attention import attention
+from lightconv_mt.ops.residual import draw_seed, dropout, residual, residual_norm
 
 
 class Sublayer(nn.Module):
     """Residual connection and layer norm: post-norm `LN(x + f(x))`, pre-norm `x + f(LN(x))`."""
 
-    def __init__(self, dim: int, *, pre_norm: bool, dropout: float) -> None:
+    def __init__(self, dim: int, *, pre_norm: bool, dropout: float, backend: Backend) -> None:
         """Build the norm over C = dim; dropout acts on f's output."""
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.pre_norm, self.dropout = pre_norm, dropout
+        self.pre_norm, self.dropout, self.backend = pre_norm, dropout, backend
 
     def enter(self, x: Tensor) -> Tensor:
         """What the sublayer's function reads; (B, T, C)."""
@@ -22,17 +23,26 @@ class Sublayer(nn.Module):
 
     def leave(self, x: Tensor, y: Tensor) -> Tensor:
         """Join the function's output y to the residual stream x, both (B, T, C)."""
-        joined = x + dropout(y, self.dropout, training=self.training)
-        return joined if self.pre_norm else self.norm(joined)
+        probability = self.dropout if self.training else 0.0
+        seed, backend, norm = draw_seed() if probability else 0, self.backend, self.norm
+        if self.pre_norm:
+            return residual(x, y, dropout=probability, seed=seed, backend=backend)
+        return residual_norm(
+            *(x, y, norm.weight, norm.bias),
+            eps=norm.eps,
+            dropout=probability,
+            seed=seed,
+            backend=backend,
+        )
 
 
 class FeedForward(nn.Module):
     """linear -> ReLU -> linear."""
 
-    def __init__(self, dim: int, ffn_dim: int, *, relu_dropout: float) -> None:
+    def __init__(self, dim: int, ffn_dim: int, *, relu_dropout: float, backend: Backend) -> None:
         """Build with Xavier weights and zero biases."""
         super().__init__()
-        self.relu_dropout = relu_dropout
+        self.relu_dropout, self.backend = relu_dropout, backend
         self.inner, self.outer = nn.Linear(dim, ffn_dim), nn.Linear(ffn_dim, dim)
         for linear in (self.inner, self.outer):
             nn.init.xavier_uniform_(linear.weight)
@@ -40,14 +50,23 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        return self.outer(dropout(self.inner(x).relu(), self.relu_dropout, training=self.training))
+        inner = dropout(
+            self.inner(x).relu(), self.relu_dropout, training=self.training, backend=self.backend
+        )
+        return self.outer(inner)
 
 
 class SourceAttention(nn.Module):
     """Attention to the encoded source, whose keys and values are projected once a sentence."""
 
     def __init__(
-        self, dim: int, source_dim: int, *, num_heads: int, attention_dropout: float
+        self,
+        dim: int,
+        source_dim: int,
+        *,
+        num_heads: int,
+        attention_dropout: float,
+        backend: Backend,
     ) -> None:
         """Build the projections.
 
@@ -56,9 +75,11 @@ class SourceAttention(nn.Module):
             source_dim: C of the encoder.
             num_heads: H, a divisor of dim.
             attention_dropout: on the attention probabilities.
+            backend: implementation of the attention.
         """
         super().__init__()
         self.num_heads, self.attention_dropout = num_heads, attention_dropout
+        self.backend = backend
         self.query = attention_projection(dim, dim)
         self.key, self.value = (
             attention_projection(source_dim, dim),
@@ -84,12 +105,15 @@ class SourceAttention(nn.Module):
         Returns:
             (N, T, C).
         """
-        mixed = F.scaled_dot_product_attention(
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed = attention(
             self._queries(x, key),
             key,
             value,
-            attn_mask=src_mask[:, None, None, :],
-            dropout_p=self.attention_dropout if self.training else 0.0,
+            src_mask,
+            dropout=dropout,
+            seed=draw_seed() if dropout else 0,
+            backend=self.backend,
         )
         return self.output_projection(merge_heads(mixed).view(x.shape))
 

@@ -151,13 +151,17 @@ class Seq2SeqTransformer(nn.Module):
         self.config, self.backend = config, backend
         dim, decoder_dim = config.dim, config.decoder_dim or config.dim
         self.src_embedding = TokenEmbedding(
-            src_vocab_size, dim, pad_id=src_pad_id, dropout=config.dropout
+            src_vocab_size, dim, pad_id=src_pad_id, dropout=config.dropout, backend=backend
         )
         self.tgt_embedding = (
             self.src_embedding
             if config.tying is Tying.all
             else TokenEmbedding(
-                tgt_vocab_size, decoder_dim, pad_id=tgt_pad_id, dropout=config.dropout
+                tgt_vocab_size,
+                decoder_dim,
+                pad_id=tgt_pad_id,
+                dropout=config.dropout,
+                backend=backend,
             )
         )
         self.output_projection = (
@@ -274,10 +278,11 @@ def _encoder_layer(config: ModelConfig, layer: int, backend: Backend) -> Encoder
     )
     return EncoderLayer(
         config.layer_mixer("encoder", layer).build(dim=config.dim, slot=slot),
-        FeedForward(config.dim, config.ffn_dim, relu_dropout=config.relu_dropout),
+        FeedForward(config.dim, config.ffn_dim, relu_dropout=config.relu_dropout, backend=backend),
         dim=config.dim,
         pre_norm=config.pre_norm,
         dropout=config.dropout,
+        backend=backend,
     )
 
 
@@ -295,10 +300,15 @@ def _decoder_layer(config: ModelConfig, layer: int, backend: Backend) -> Decoder
     return DecoderLayer(
         config.layer_mixer("decoder", layer).build(dim=dim, slot=slot),
         SourceAttention(
-            dim, config.dim, num_heads=heads, attention_dropout=config.attention_dropout
+            dim,
+            config.dim,
+            num_heads=heads,
+            attention_dropout=config.attention_dropout,
+            backend=backend,
         ),
-        FeedForward(dim, ffn_dim, relu_dropout=config.relu_dropout),
+        FeedForward(dim, ffn_dim, relu_dropout=config.relu_dropout, backend=backend),
         dim=dim,
         pre_norm=config.pre_norm,
         dropout=config.dropout,
+        backend=backend,
     )

@@ -101,13 +101,18 @@ def _check_device(backend: Backend, device: torch.device) -> None:
         raise ConfigError(f"runtime.kernels={problem}")
 
 
-def _choose(backend: Backend, x: Tensor, weight: Tensor) -> Backend:
-    """The backend of one call."""
+def choose(backend: Backend, *tensors: Tensor) -> Backend:
+    """The backend of one call on these tensors.
+
+    Raises:
+        ConfigError: when the backend asked for is not for their device.
+    """
+    device = tensors[0].device
     if backend is not Backend.auto:
-        _check_device(backend, x.device)
+        _check_device(backend, device)
         return backend
-    chosen, _ = _fastest(x.device.type)
-    if chosen is Backend.triton and torch.float64 in (x.dtype, weight.dtype):
+    chosen, _ = _fastest(device.type)
+    if chosen is Backend.triton and any(tensor.dtype is torch.float64 for tensor in tensors):
         return Backend.torch
     return chosen
 
@@ -137,7 +142,7 @@ def lightconv(
         (B, T, C) in x's dtype.
     """
     _check(x, heads=weight.shape[0], width=weight.shape[1], padding_left=padding_left)
-    backend = _choose(backend, x, weight)
+    backend = choose(backend, x, weight)
     if backend in COMPILED:
         return lightconv_kernel(x, weight, padding_left, normalize, dropout, seed)
     function = lightconv_reference if backend is Backend.reference else lightconv_banded
@@ -163,7 +168,7 @@ def dynamicconv(
             f"x has {tuple(x.shape[:2])}"
         )
     _check(x, heads=weight.shape[2], width=weight.shape[3], padding_left=padding_left)
-    backend = _choose(backend, x, weight)
+    backend = choose(backend, x, weight)
     options = (padding_left, normalize, dropout, seed)
     if backend is Backend.triton:
         return dynamicconv_kernel(x, weight, *options)
@@ -203,7 +208,7 @@ def lightconv_step(
         RuntimeError: when a gradient is asked for.
     """
     _check_step(x, ring, position, weight)
-    backend = _choose(backend, x, weight)
+    backend = choose(backend, x, weight)
     function = lightconv_step_kernel if backend in COMPILED else lightconv_step_reference
     return function(x, ring, position, weight, normalize=normalize)
 
@@ -224,7 +229,7 @@ def dynamicconv_step(
             f"x has {tuple(x.shape[:2])}"
         )
     _check_step(x, ring, position, weight)
-    backend = _choose(backend, x, weight)
+    backend = choose(backend, x, weight)
     function = dynamicconv_step_kernel if backend in COMPILED else dynamicconv_step_reference
     return function(x, ring, position, weight, normalize=normalize)
 

@@ -18,7 +18,10 @@ logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
 # One library, so that all are there or none.
-KERNELS = ("kernels.cpp", "cross_entropy.cpp", "best_tokens.cpp", "decoder.cpp")
+KERNELS = (
+    *("kernels.cpp", "cross_entropy.cpp", "residual.cpp", "attention.cpp"),
+    *("best_tokens.cpp", "decoder.cpp"),
+)
 BUILD_TIMEOUT_SECONDS = 300
 KERNEL_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 

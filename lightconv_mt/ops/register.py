@@ -17,7 +17,7 @@ _OPTIONS = "int padding_left, bool normalize, float dropout, int seed"
 _STEP = "Tensor x, Tensor(a!) ring, Tensor position, Tensor weight, *, bool normalize"
 
 
-def _triton(module: str, name: str) -> Callable[..., Any]:
+def triton_function(module: str, name: str) -> Callable[..., Any]:
     """A function of ops/triton_*.py, imported at the first call: most machines have no triton."""
 
     def function(*tensors: Tensor, **options: Any) -> Any:
@@ -38,19 +38,20 @@ def _by_position(function: Callable[..., Any], tensors: int) -> Callable[..., An
     return positional
 
 
-def _register(
+def register_op(
     name: str,
     signature: str,
     *,
     cpu: Callable[..., Any],
-    cuda: Callable[..., Any],
+    cuda: Callable[..., Any] | None,
     shapes: Callable[..., Any],
 ) -> Any:
     """Define an op, with its function for either device and its shapes alone for tracing."""
     qualified = f"lightconv_mt::{name}"
     torch.library.define(qualified, signature)
     torch.library.impl(qualified, "cpu", cpu)
-    torch.library.impl(qualified, "cuda", cuda)
+    if cuda is not None:
+        torch.library.impl(qualified, "cuda", cuda)
     torch.library.register_fake(qualified, shapes)
     return getattr(torch.ops.lightconv_mt, name).default
 
@@ -72,18 +73,18 @@ def _register_convolution(
     kind: str, forward: Callable[..., Any], backward: Callable[..., Any]
 ) -> tuple[Any, Any]:
     """Define a convolution and its gradients, given their functions for CPUs."""
-    op = _register(
+    op = register_op(
         kind,
         f"(Tensor x, Tensor weight, {_OPTIONS}) -> Tensor",
         cpu=_by_position(forward, 2),
-        cuda=_by_position(_triton(kind, f"{kind}_triton"), 2),
+        cuda=_by_position(triton_function(kind, f"{kind}_triton"), 2),
         shapes=_shape,
     )
-    gradients = _register(
+    gradients = register_op(
         f"{kind}_backward",
         f"(Tensor grad_y, Tensor x, Tensor weight, {_OPTIONS}) -> (Tensor, Tensor)",
         cpu=_by_position(backward, 3),
-        cuda=_by_position(_triton(kind, f"{kind}_triton_backward"), 3),
+        cuda=_by_position(triton_function(kind, f"{kind}_triton_backward"), 3),
         shapes=_gradient_shapes,
     )
 
@@ -96,11 +97,11 @@ def _register_convolution(
 
 def _register_step(kind: str, function: Callable[..., Any]) -> Any:
     """Define the one-step form of a convolution, given its function for CPUs."""
-    return _register(
+    return register_op(
         f"{kind}_step",
         f"({_STEP}) -> Tensor",
         cpu=function,
-        cuda=_triton("step", f"{kind}_step_triton"),
+        cuda=triton_function("step", f"{kind}_step_triton"),
         shapes=_shape,
     )
 

@@ -11,9 +11,13 @@ from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops.cross_entropy import Smoothing, cross_entropy_
 from lightconv_mt.ops.dispatch import Backend
 
-# Rows of logits alive at once: (512, V) stays in cache on CPUs, where (tokens, V) would go to
-# memory and back.
-CHUNK_ROWS = 512
+# Logits alive at once, where (tokens, V) would not fit: more of them pack the weight less often.
+CHUNK_LOGITS = 1 << 24
+
+
+def chunk_rows(vocab_size: int) -> int:
+    """Rows of logits alive at once, an even number: R-Drop's pairs stay together."""
+    return max(2, CHUNK_LOGITS // vocab_size // 2 * 2)
 
 
 class LossValue(NamedTuple):
@@ -102,8 +106,9 @@ class _ProjectedLoss(torch.autograd.Function):
         copies = 2 if smoothing.paired else 1
         halves, targets = hidden.unflatten(0, (copies, -1)), target.unflatten(0, (copies, -1))
         gradients = hidden_gradient.unflatten(0, (copies, -1))
-        for start in range(0, halves.shape[1], CHUNK_ROWS // copies):
-            chunk = slice(start, start + CHUNK_ROWS // copies)
+        step = chunk_rows(len(weight)) // copies
+        for start in range(0, halves.shape[1], step):
+            chunk = slice(start, start + step)
             rows = halves[:, chunk].flatten(0, 1)
             logits = rows @ narrow_weight.T
             losses = cross_entropy_(

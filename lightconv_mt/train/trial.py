@@ -14,7 +14,7 @@ from torch import Tensor
 from lightconv_mt.data.batching import Batch
 from lightconv_mt.ops.dispatch import Backend
 from lightconv_mt.train.loop import Trainer
-from lightconv_mt.train.loss import CHUNK_ROWS, LabelSmoothedLoss, Objective
+from lightconv_mt.train.loss import LabelSmoothedLoss, Objective, chunk_rows
 from lightconv_mt.train.memory import held_memory
 
 # Micro-batches tried at most; of many shapes, since the fewest tokens take the least time.
@@ -199,7 +199,11 @@ class TrialTrainer(Trainer):
         width = 2 if narrow else 4
         # Plain torch holds log-probabilities, probabilities and slopes beside them, in float32.
         a_logit = width if self.model.backend is Backend.native else width + 12
-        logits = min(CHUNK_ROWS, rows * tgt * (2 if self.paired else 1)) * vocab_size * a_logit
+        logits = (
+            min(chunk_rows(vocab_size), rows * tgt * (2 if self.paired else 1))
+            * vocab_size
+            * a_logit
+        )
         return logits + vocab_size * dim * width * (2 if narrow else 1)
 
 

@@ -12,7 +12,7 @@ from lightconv_mt.model.embedding import TokenEmbedding
 from lightconv_mt.model.encoder import EncoderLayer
 from lightconv_mt.model.layers import FeedForward, SourceAttention, Sublayer
 from lightconv_mt.model.transformer import Seq2SeqTransformer
-from lightconv_mt.train.loss import CHUNK_ROWS
+from lightconv_mt.train.loss import chunk_rows
 from mixer_costs import Product, count_layer
 
 EMBEDDING, ENCODER_MIXERS, ENCODER_FFN = "embedding", "encoder mixers", "encoder ffn"
@@ -202,10 +202,13 @@ def _add_sublayers(count: Count, model: Seq2SeqTransformer, sources: int, target
 
 
 def _loss(model: Seq2SeqTransformer, shape: Shape) -> Count:
-    """Logits stay in cache; the weights are read, and their gradient written, once a chunk."""
+    """Weights are read, and their gradient written, once a chunk of rows.
+
+    Logits are not counted: chunks could be so small that these stay in cache.
+    """
     vocab_size, dim = model.output_weight.shape
     own = 0 if model.output_projection is None else model.output_projection.numel()
-    rows = min(CHUNK_ROWS, shape.rows)
+    rows = min(chunk_rows(vocab_size), shape.rows)
     chunks = shape.rows / rows
     count = Count(parameters=own, products=[Product(rows, dim, vocab_size)], repeats=[chunks])
     count.numbers = 2.0 * shape.rows * dim + chunks * 2 * vocab_size * dim

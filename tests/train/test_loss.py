@@ -20,7 +20,7 @@ def formula(
 @pytest.mark.parametrize("eps", [0.0, 0.1])
 @pytest.mark.parametrize("chunk", [1, 4, 512])
 def test_value_and_gradients(eps: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk * 11)
     hidden = torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
     target = torch.randint(11, (3, 5))
@@ -39,7 +39,7 @@ def test_value_and_gradients(eps: float, chunk: int, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("chunk", [2, 4, 512])
 def test_two_predictions_are_drawn_together(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """R-Drop: each token counts once, and chunks keep its two predictions side by side."""
-    monkeypatch.setattr(loss_module, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk * 11)
     hidden = torch.randn(4, 5, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
     target, mask = torch.randint(11, (2, 5)).repeat(2, 1), (torch.rand(2, 5) < 0.7).repeat(2, 1)

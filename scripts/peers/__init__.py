@@ -1,0 +1,1 @@
+"""Training in processes of their own: this library's, and other toolkits' beside it."""

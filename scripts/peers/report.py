@@ -1,0 +1,206 @@
+"""What was measured, as text: loss curves, whether they agree, the table, and the targets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from peers.process import Window
+from peers.sides import Side
+
+# Losses of two sides of one architecture may be so far apart: label-smoothed, in nats a target
+# token, means of the second half of what both have read. fairseq's batches hold a tenth fewer real
+# tokens (it rounds sentences down to eights), so after as many tokens it has made more updates:
+# LightConv was 0.08 and 0.10 apart from two seeds of fairseq's after 123,000 tokens, where the loss
+# falls steepest, and those 0.01 from each other. Before anything is learned seeds alone differ by
+# 0.12 (standard deviation of eight; the commonest tokens, a fifth of the text, have the logits that
+# the draw gave them), so until ENOUGH tokens are read only gross mistakes are told.
+TOLERANCE, EARLY_TOLERANCE, ENOUGH = 0.15, 0.6, 100_000
+MARKS = 8
+
+
+@dataclass
+class Row:
+    """A side at one size.
+
+    Attributes:
+        side: which.
+        size: tiny or small.
+        about: what its process said of itself.
+        windows: in the order of the rounds.
+    """
+
+    side: Side
+    size: str
+    about: dict[str, Any]
+    windows: list[Window] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """Name, precision and whether it was given the settings of memory."""
+        malloc = ", malloc" if self.side.malloc and not self.side.ours else ""
+        return f"{self.side.name} {self.side.precision}{malloc}"
+
+    @property
+    def speed(self) -> float:
+        """Target tokens a second, median of the windows."""
+        return median(window.speed for window in self.windows)
+
+    @property
+    def best(self) -> float:
+        """Target tokens a second of the best window."""
+        return max(window.speed for window in self.windows)
+
+    @property
+    def peak_megabytes(self) -> float:
+        """The most that was resident."""
+        return max(window.peak_megabytes for window in self.windows)
+
+    @property
+    def tokens(self) -> int:
+        """Target tokens trained on, those before the clock too."""
+        return sum(tokens for window in self.windows for tokens, _, _ in window.done)
+
+    def mean_losses(self, start: float, end: float) -> tuple[float, float]:
+        """Label-smoothed loss and likelihood in nats a token, of the tokens from start to end."""
+        done = [each for window in self.windows for each in window.done]
+        sums = np.cumsum(np.array([(0, 0.0, 0.0), *done]), axis=0)
+        means = [
+            float(np.diff(np.interp([start, end], sums[:, 0], sums[:, column]))[0]) / (end - start)
+            for column in (1, 2)
+        ]
+        return means[0], means[1]
+
+
+def show_curves(rows: Sequence[Row]) -> list[str]:
+    """Losses of the sides of one size after as many target tokens, as Markdown."""
+    common = min(row.tokens for row in rows)
+    updates = min(sum(len(window.done) for window in row.windows) for row in rows)
+    ends = np.linspace(0, common, min(MARKS, updates) + 1)
+    heads = [f"{end / 1000:.0f}k" for end in ends[1:]]
+    lines = [f"| {rows[0].size}: loss / nll up to | {' | '.join(heads)} |"]
+    lines.append("|---|" + "---|" * len(heads))
+    for row in rows:
+        means = [row.mean_losses(*pair) for pair in zip(ends[:-1], ends[1:], strict=True)]
+        cells = " | ".join(f"{loss:.3f} / {nll:.3f}" for loss, nll in means)
+        lines.append(f"| {row.title} | {cells} |")
+    return lines
+
+
+def judge_losses(rows: Sequence[Row]) -> tuple[list[str], bool]:
+    """Whether our losses are those of the peer of the same architecture, fairseq's.
+
+    Compared is the mean label-smoothed loss over the second half of the tokens that both have
+    trained on, at one size.
+
+    Returns:
+        A line for each comparison, and whether all hold.
+    """
+    lines, agree = [], True
+    for row in rows:
+        for peer in rows:
+            if not row.side.ours or peer.side.program != "fairseq_side":
+                continue
+            if row.side.model != peer.side.model:
+                continue
+            common = min(row.tokens, peer.tokens)
+            ours, theirs = (each.mean_losses(common / 2, common)[0] for each in (row, peer))
+            tolerance = TOLERANCE if common >= ENOUGH else EARLY_TOLERANCE
+            within = abs(ours - theirs) <= tolerance
+            agree &= within
+            lines.append(
+                f"{row.size}: {row.title} {ours:.3f}, {peer.title} {theirs:.3f} nats a token: "
+                f"{abs(ours - theirs):.3f} apart, "
+                f"{'within' if within else 'MORE THAN'} {tolerance}"
+                + (f" (of too few tokens to tell more: {common:,})" if common < ENOUGH else "")
+            )
+    return lines, agree
+
+
+def show_table(rows: Sequence[Row]) -> list[str]:
+    """Speed and memory of all rows, as Markdown."""
+    heads = (
+        *("side", "size", "precision", "threads", "parameters", "target tok/s, median"),
+        *("best window", "x best stock peer", "x best malloc peer", "peak MB", "other load, cores"),
+    )
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for row in rows:
+        bars = [best_peer(rows, row.size, malloc=malloc) for malloc in (False, True)]
+        malloc = ", malloc" if row.side.malloc and not row.side.ours else ""
+        cells = (
+            f"{row.side.name}{malloc}",
+            row.size,
+            row.side.precision,
+            str(row.about["threads"]),
+            f"{row.about['parameters'] / 1e6:.2f} M",
+            f"{row.speed:,.0f}",
+            f"{row.best:,.0f}",
+            *(f"{row.speed / bar.speed:.2f}" if bar else "" for bar in bars),
+            f"{row.peak_megabytes:,.0f}",
+            f"{median(window.other_load for window in row.windows):.2f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def best_peer(rows: Sequence[Row], size: str, *, malloc: bool) -> Row | None:
+    """The fastest peer of a size, stock or with the settings of memory; None where none ran."""
+    peers = [
+        row for row in rows if not row.side.ours and row.size == size and row.side.malloc is malloc
+    ]
+    return max(peers, key=lambda row: row.speed, default=None)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a convolution of ours is to reach beside the best peer of the same size."""
+
+    what: str
+    precision: str
+    malloc: bool
+    factor: float | None  # of speed; None: memory at most the peer's
+
+
+TARGETS = (
+    Target("2.5x the best stock peer", "bf16", False, 2.5),
+    Target("1.5x the best stock peer", "fp32", False, 1.5),
+    Target("1.7x the best peer with malloc settings", "bf16", True, 1.7),
+    Target("memory at most the best stock peer's", "bf16", False, None),
+    Target("memory at most the best stock peer's", "fp32", False, None),
+)
+
+
+def judge_targets(rows: Sequence[Row]) -> list[str]:
+    """A line for each target: met, missed, or which side did not run."""
+    lines = []
+    for size in dict.fromkeys(row.size for row in rows):
+        for model in ("lightconv", "dynamicconv"):
+            for target in TARGETS:
+                ours = [
+                    row
+                    for row in rows
+                    if row.side.ours
+                    and (row.size, row.side.model, row.side.precision)
+                    == (size, model, target.precision)
+                ]
+                name = f"{size} {model} {target.precision}, {target.what}"
+                lines.append(f"{name}: {_judge(target, ours, rows, size)}")
+    return lines
+
+
+def _judge(target: Target, ours: list[Row], rows: Sequence[Row], size: str) -> str:
+    peer = best_peer(rows, size, malloc=target.malloc)
+    if not ours:
+        return "not judged, our side did not run"
+    if peer is None:
+        return f"not judged, no {'malloc' if target.malloc else 'stock'} peer ran"
+    if target.factor is None:
+        met = ours[0].peak_megabytes <= peer.peak_megabytes
+        figures = f"{ours[0].peak_megabytes:,.0f} MB, {peer.title} {peer.peak_megabytes:,.0f} MB"
+    else:
+        ratio = ours[0].speed / peer.speed
+        met = ratio >= target.factor
+        figures = f"{ratio:.2f}x {peer.title}"
+    return f"{'met' if met else 'MISSED'} ({figures})"
