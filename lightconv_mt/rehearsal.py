@@ -213,7 +213,7 @@ def _indented(lines: list[str]) -> list[str]:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.1f}".removesuffix(".0")
+    return f"{value:,.1f}".removesuffix(".0") if value >= 1 else f"{value:.2g}"
 
 
 def _duration(seconds: float) -> str:
