@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 
@@ -294,18 +294,17 @@ def load_translator(
         load_model_tensors(model, load_weights(weights), source=weights)
         logger.info("model: %s", weights)
         models.append(model.to(device).eval())
-    # An ensemble has all that a translator uses of a model.
-    model = models[0] if len(models) == 1 else cast(Seq2SeqTransformer, Ensemble(models))
     if long_lines is None:
         was_cut = any(config.batch.truncate_source is not None for config in configs)
         long_lines = LongLines.truncate if was_cut else LongLines.split
     return Translator(
-        model,
+        models[0] if len(models) == 1 else Ensemble(models),
         tokenizers,
         device=device,
         precision=precision,
         max_source_tokens=max_source_tokens or min(map(_source_limit, configs)),
         long_lines=long_lines,
+        run_dir=folders[0],
     )
 
 
@@ -324,7 +323,7 @@ def _finish(
 ) -> None:
     """Average the last checkpoints, score the result on the validation set, write bleu.json."""
     results = {}
-    model = validator.translator.model.eval()
+    model = validator.model.eval()
     if config.checkpoint.average_last:
         paths = [store.path(step) for step in store.steps()[-config.checkpoint.average_last :]]
         folder = run_dir / "average"

@@ -153,6 +153,11 @@ class TrainRunConfig:
             raise ConfigError("runtime.precision=int8 is for translation; train with fp32 or bf16")
         if self.data.valid is None:
             raise ConfigError("data.valid is null; training is judged by it, give files or a split")
+        if self.decode.shortlist is not None:
+            raise ConfigError(
+                "decode.shortlist is for translation; leave it out, validation searches the "
+                "whole vocabulary"
+            )
         if self.start_from is not None and not self.start_from.strip():
             raise ConfigError("start_from is empty; give the folder of a run, or leave it out")
         if self.start_from is not None and Path(self.start_from) == Path(self.run_dir):

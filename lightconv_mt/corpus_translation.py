@@ -29,6 +29,7 @@ from lightconv_mt.data.chunks import (
     total_counts,
 )
 from lightconv_mt.data.lines import decode_line, read_chunks, read_raw_lines
+from lightconv_mt.decode.shortlist import shortlist_path
 from lightconv_mt.decode.translator import TranslationReport, Translator
 from lightconv_mt.errors import DataError
 from lightconv_mt.run_folder import check_same, find_checkpoint, lock_run
@@ -247,6 +248,9 @@ def _settings(config: TranslateConfig) -> dict[str, Any]:
         "model": [weights_digest(folder)[:16] for folder in weights],
         "input": _file_digest(str(config.input)),
     }
+    if config.decode.shortlist is not None:
+        path = shortlist_path(config.decode.shortlist, Path(config.run_dir[0]))
+        digests["shortlist"] = _file_digest(str(path))
     if config.prefix is not None:
         digests["prefix"] = _file_digest(config.prefix)
         lines, prefixes = (

@@ -11,6 +11,7 @@ from lightconv_mt.data.corpus import SentencePair
 from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translator
+from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.scoring import Score, score
 from lightconv_mt.train.distributed import Distributed
 from lightconv_mt.train.loss import LabelSmoothedLoss, sum_loss
@@ -39,7 +40,7 @@ class Validator:
         """Tokenise the pairs once.
 
         Args:
-            translator: holds the model.
+            translator: holds the model, which is no ensemble.
             pairs: sources and references.
             batch: token budget and cut of sources; no pair is dropped.
             decode: the search.
@@ -48,9 +49,10 @@ class Validator:
             tgt_lang: decides BLEU's tokenisation.
             distributed: processes that share the work and are called together.
         """
-        self.translator, self.pairs = translator, pairs
+        assert isinstance(translator.model, Seq2SeqTransformer), type(translator.model)
+        self.translator, self.model, self.pairs = translator, translator.model, pairs
         self.decode, self.tgt_lang, self.distributed = decode, tgt_lang, distributed
-        self.loss = LabelSmoothedLoss(label_smoothing, backend=translator.model.backend)
+        self.loss = LabelSmoothedLoss(label_smoothing, backend=self.model.backend)
         self.batches = _batches(pairs, translator.tokenizers, batch)
         self.max_tokens = batch.max_tokens
         # Spread over the set, the same every time.
@@ -64,7 +66,7 @@ class Validator:
         batches = self.batches[distributed.rank :: distributed.size]
         device, precision = translator.device, translator.precision
         with torch.autocast(device.type, precision, enabled=precision not in (None, torch.float32)):
-            sums = sum_loss(translator.model, (batch.to(device) for batch in batches), self.loss)
+            sums = sum_loss(self.model, (batch.to(device) for batch in batches), self.loss)
         loss, nll, tokens = distributed.total(*sums)
         hypotheses = self.translate()
         bleu = self.score(hypotheses)
@@ -102,7 +104,7 @@ class Validator:
         src_pieces = tokenizers.src.pieces(batch.src[0].tolist())
         tgt_pieces = tokenizers.tgt.pieces(batch.tgt_in[0].tolist())
         return draw_model(
-            self.translator.model,
+            self.model,
             batch.to(self.translator.device),
             src_pieces=src_pieces,
             tgt_pieces=tgt_pieces,

@@ -4,8 +4,9 @@ Every sentence of a file is translated with exactly --length tokens (EOS include
 depend on the models' sizes alone, which have random weights. The plain search runs the decoder over
 the whole prefix at each step and sorts normalised probabilities. CTranslate2, where it is
 installed, has the weights of the attention model and makes as many steps. Before anything is timed,
-float32 must find the tokens of the plain search, and CTranslate2 those of float32. Sides take
-turns; of several rounds the median counts. Memory is the most that was resident in a case.
+float32 must find the tokens of the plain search, and CTranslate2 those of float32. "listed" is bf16
+with a shortlist: each sentence has --listed tokens, drawn at random for those of its source. Sides
+take turns; of several rounds the median counts. Memory is the most that was resident in a case.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,7 @@ from lightconv_mt.data.tokenizer import TokenizerConfig, TokenizerPair, build_to
 from lightconv_mt.decode import batch_search, beam_search
 from lightconv_mt.decode.batch_search import BatchSearch, Request
 from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.shortlist import Shortlist
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.embedding import token_positions
 from lightconv_mt.model.native_decoder import NativeDecoder
@@ -42,7 +45,7 @@ KERNELS = {4: [3, 7, 15, 31], 6: [3, 7, 15, 31, 31, 31]}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 COMPARED = ("lightconv", "dynamicconv", "attention")
 PEERS = {"float32": "float32", "int8": "int8 "}  # of CTranslate2, by its own names
-COLUMNS = (*PRECISIONS, "plain", *PEERS.values())
+COLUMNS = (*PRECISIONS, "listed", "plain", *PEERS.values())
 Sources = list[list[int]]
 
 
@@ -57,6 +60,7 @@ def main() -> None:
     parser.add_argument("--single", type=int, default=60, help="sentences one by one")
     parser.add_argument("--length", type=int, default=20)
     parser.add_argument("--vocabulary", type=int, default=8000)
+    parser.add_argument("--listed", type=int, default=500, help="tokens of a shortlist")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plain", type=int, default=64, help="sentences the plain side is given")
@@ -81,7 +85,7 @@ def main() -> None:
         f"  {arguments.threads} threads  {Path(arguments.sentences).name}  "
         f"{arguments.length} tokens each"
     )
-    print(f"{'':<36}{'sentences/s':>27}{'':>9}{'CTranslate2':>18}{'peak':>8}")
+    print(f"{'':<36}{'sentences/s':>27}{'':>18}{'CTranslate2':>18}{'peak':>8}")
     print(f"{'':<36}" + "".join(f"{name:>9}" for name in COLUMNS) + f"{'MB':>8}")
     for size in arguments.sizes:
         for mixer in arguments.mixers:
@@ -108,6 +112,7 @@ def bench(
     model = build(tokenizers, size, mixer)
     ids = tokenizers.tgt.ids
     searches = {name: search_of(model, tokenizers, dtype) for name, dtype in PRECISIONS.items()}
+    shortlist = shortlist_of(tokenizers, sources, arguments.listed)
     with ExitStack() as stack:
         peers: dict[str, Translate] = {}
         if mixer == "attention":
@@ -123,6 +128,8 @@ def bench(
                 name: (len(taken), partial(find, search, taken, config, batch_size))
                 for name, search in searches.items()
             }
+            listed = partial(find, searches["bf16"], taken, config, batch_size, shortlist)
+            sides["listed"] = len(taken), listed
             sides["plain"] = len(few), plain
             for name, theirs in peers.items():
                 call = partial(theirs, taken, beam_size, batch_size, arguments.length)
@@ -251,11 +258,27 @@ def config_of(arguments: argparse.Namespace, beam_size: int) -> DecodeConfig:
 
 
 def find(
-    search: BatchSearch, sources: Sources, config: DecodeConfig, batch_size: int
+    search: BatchSearch,
+    sources: Sources,
+    config: DecodeConfig,
+    batch_size: int,
+    shortlist: Shortlist | None = None,
 ) -> list[list[batch_search.Hypothesis]]:
     """What this engine finds."""
     requests = [Request(source, line, []) for line, source in enumerate(sources)]
-    return search.search(requests, config, max_tokens=4096, batch_size=batch_size)
+    return search.search(
+        requests, config, max_tokens=4096, batch_size=batch_size, shortlist=shortlist
+    )
+
+
+def shortlist_of(tokenizers: TokenizerPair, sources: Sources, listed: int) -> Shortlist:
+    """A fifth of the tokens goes with every source, the others are spread over its tokens."""
+    vocab, ids = tokenizers.tgt.vocab_size, tokenizers.tgt.ids
+    generator = np.random.default_rng(1)
+    distinct = statistics.mean(len(set(source)) for source in sources)
+    each = round(0.8 * listed / distinct)
+    table = generator.integers(0, vocab, (tokenizers.src.vocab_size, each), np.int32)
+    return Shortlist(table, generator.permutation(vocab)[: listed // 5], ids, vocab)
 
 
 def search_of(

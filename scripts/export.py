@@ -14,6 +14,7 @@ from lightconv_mt.assemble import load_translator
 from lightconv_mt.config import Device, RuntimeConfig
 from lightconv_mt.errors import LcmtError
 from lightconv_mt.interop.export import export_model
+from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops import Backend
 
 
@@ -32,6 +33,7 @@ def main(words: list[str]) -> int:
     runtime = RuntimeConfig(device=Device.cpu, kernels=Backend.reference)
     try:
         translator = load_translator(arguments.run_dir, arguments.checkpoint, runtime)
+        assert isinstance(translator.model, Seq2SeqTransformer)
         export_model(
             translator.model,
             translator.tokenizers,

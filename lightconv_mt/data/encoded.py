@@ -60,6 +60,13 @@ class EncodedPairs:
         """Ids of the pairs, EOS included."""
         return [(self._row("src", index), self._row("tgt", index)) for index in indices]
 
+    def count_target_tokens(self, vocab_size: int) -> NDArray[np.int64]:
+        """How often each target token (V,) stands in the pairs."""
+        counts = np.zeros(vocab_size, np.int64)
+        for values, _ in self._columns["tgt"]:
+            counts += np.bincount(values, minlength=vocab_size)
+        return counts
+
     def texts(self, indices: Sequence[int]) -> list[SentencePair]:
         """The pairs as text."""
         src, tgt = self._table.column("src_text"), self._table.column("tgt_text")

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,16 +16,18 @@ from lightconv_mt.decode.beam_search import Entering, beam_search
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.diverse import diverse_beam_search
 from lightconv_mt.decode.sampling import sample
-from lightconv_mt.decode.trace import Hypothesis
+from lightconv_mt.decode.shortlist import Shortlist, named, places_in
+from lightconv_mt.decode.trace import Hypothesis, Integers
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.model.ensemble import Ensemble, JointDecoder
 from lightconv_mt.model.native_decoder import NativeDecoder, unsupported
+from lightconv_mt.model.token_lists import ListedDecoder, TokenLists
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops.dispatch import Backend
 
 logger = logging.getLogger(__name__)
 
-Decoder = NativeDecoder | JointDecoder | Seq2SeqTransformer | Ensemble
+Decoder = NativeDecoder | JointDecoder | ListedDecoder | Seq2SeqTransformer | Ensemble
 
 # A search keeps what it did until its end.
 PARTS_OF_A_SEARCH = 128
@@ -39,11 +41,13 @@ class Request:
         source: token ids with EOS; empty for nothing.
         line: its number, which tells the draws of sampling apart.
         prefix: tokens that the outputs begin with.
+        tokens: what the outputs may say; None for all. `prefix` holds places in it.
     """
 
     source: list[int]
     line: int
     prefix: list[int]
+    tokens: Integers | None = None
 
 
 class BatchSearch:
@@ -89,6 +93,7 @@ class BatchSearch:
         *,
         max_tokens: int,
         batch_size: int,
+        shortlist: Shortlist | None = None,
     ) -> list[list[Hypothesis]]:
         """Search for each request; the hypotheses of one with no source are none.
 
@@ -97,11 +102,16 @@ class BatchSearch:
             config: the search.
             max_tokens: source tokens of a batch, padding included; a longer source stands alone.
             batch_size: sources of a batch, at most.
+            shortlist: tokens to search among.
         """
+        ids = self.tgt_ids
+        if shortlist is not None:
+            ids, requests = shortlist.ids, [_listed(each, shortlist) for each in requests]
         found: list[list[Hypothesis]] = [[]] * len(requests)
-        for order, results in self._searches(requests, config, max_tokens, batch_size):
+        for order, results in self._searches(requests, config, ids, max_tokens, batch_size):
             for index, hypotheses in zip(order, results, strict=True):
-                found[index] = hypotheses
+                tokens = requests[index].tokens
+                found[index] = hypotheses if tokens is None else named(hypotheses, tokens)
         return found
 
     @contextmanager
@@ -122,7 +132,12 @@ class BatchSearch:
             self.model.train(training)
 
     def _searches(
-        self, requests: Sequence[Request], config: DecodeConfig, max_tokens: int, batch_size: int
+        self,
+        requests: Sequence[Request],
+        config: DecodeConfig,
+        ids: SpecialIds,
+        max_tokens: int,
+        batch_size: int,
     ) -> Iterator[tuple[list[int], list[list[Hypothesis]]]]:
         """Indices of requests that are searched for together, and what was found for them."""
         sources = [request.source for request in requests]
@@ -133,7 +148,8 @@ class BatchSearch:
                 batches = batches_by_length(sources, max_tokens=max_tokens, batch_size=most)
                 for batch in batches:
                     alike = [requests[index] for index in batch]
-                    yield batch, self._search_batch(native or self.model, alike, config)
+                    decoder = native or self._plain_decoder(listed=alike[0].tokens is not None)
+                    yield batch, self._search_batch(decoder, alike, config, ids)
                 return
             # The batch has room for two parts: one enters when as many sentences are done.
             parts = list(
@@ -146,7 +162,7 @@ class BatchSearch:
                 chosen = [[requests[index] for index in part] for part in some]
                 yield (
                     [index for part in some for index in part],
-                    self._search_parts(native, chosen, config, max_tokens, batch_size),
+                    self._search_parts(native, chosen, config, ids, max_tokens, batch_size),
                 )
 
     def _search_parts(
@@ -154,6 +170,7 @@ class BatchSearch:
         native: NativeDecoder | JointDecoder,
         parts: list[list[Request]],
         config: DecodeConfig,
+        ids: SpecialIds,
         max_tokens: int,
         batch_size: int,
     ) -> list[list[Hypothesis]]:
@@ -182,7 +199,7 @@ class BatchSearch:
             step,
             first.start(),
             src_lengths=first.src_lengths,
-            ids=self.tgt_ids,
+            ids=ids,
             config=config,
             prefixes=first.prefixes,
             backend=self.model.backend,
@@ -196,6 +213,7 @@ class BatchSearch:
         decoder: Decoder,
         batch: list[Request],
         config: DecodeConfig,
+        ids: SpecialIds,
     ) -> list[list[Hypothesis]]:
         groups = config.beam_groups
         state = self._start(decoder, batch, config.beam_size // groups, groups=groups)
@@ -207,7 +225,7 @@ class BatchSearch:
                 state,
                 src_lengths=src_lengths,
                 lines=torch.tensor([request.line for request in batch], device=self.device),
-                ids=self.tgt_ids,
+                ids=ids,
                 config=config,
                 prefixes=prefixes,
             )
@@ -216,7 +234,7 @@ class BatchSearch:
             decoder.decode_step,
             state,
             src_lengths=src_lengths,
-            ids=self.tgt_ids,
+            ids=ids,
             config=config,
             prefixes=prefixes,
             backend=self.model.backend,
@@ -234,7 +252,12 @@ class BatchSearch:
         memory = self.model.encode(src, src_mask)
         if groups > 1:
             memory, src_mask = (each.repeat_interleave(groups, 0) for each in (memory, src_mask))
-        return decoder.start(memory, src_mask, beam_size)
+        start: Any = decoder.start  # those that are given lists take them
+        lists = [request.tokens for request in batch if request.tokens is not None]
+        if not lists:
+            return start(memory, src_mask, beam_size)
+        own = [torch.from_numpy(tokens) for tokens in lists for _ in range(groups)]
+        return start(memory, src_mask, beam_size, TokenLists.build(own, self.device))
 
     def _not_native(self) -> str | None:
         """Why the decoder's steps do not run in C++, or None."""
@@ -245,6 +268,15 @@ class BatchSearch:
     def _members(self) -> list[Seq2SeqTransformer]:
         """The models of an ensemble, or the only one."""
         return self.model.members if isinstance(self.model, Ensemble) else [self.model]
+
+    def _plain_decoder(self, *, listed: bool) -> Decoder:
+        """The decoder in torch, or that among listed tokens."""
+        if not listed:
+            return self.model
+        decoders = [ListedDecoder(each) for each in self._members()]
+        if isinstance(self.model, Ensemble):
+            return JointDecoder(decoders, self.model.source_dims)
+        return decoders[0]
 
     def _native_decoder(self) -> NativeDecoder | JointDecoder | None:
         """The C++ decoder with the model's weights as they are now."""
@@ -260,6 +292,12 @@ class BatchSearch:
                 else decoders[0],
             )
         return self._native[1]
+
+
+def _listed(request: Request, shortlist: Shortlist) -> Request:
+    """A request for a search among the tokens that a shortlist has for it."""
+    tokens = shortlist.tokens(request.source, request.prefix)
+    return replace(request, tokens=tokens, prefix=places_in(tokens, request.prefix))
 
 
 def padded(sources: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ def rank_continuations(
     if backend is Backend.native:
         return best_continuations(logits, partition, totals, k)
     batch, beam = totals.shape
-    values, words = best_tokens(logits, min(k, logits.shape[1]), backend=backend)
+    values, words = best_tokens(logits, min(k, logits.shape[1]))
     width = values.shape[1]
     scores = (values - partition[:, None]).double().view(batch, beam, width) + totals[:, :, None]
     scores = scores.flatten(1).nan_to_num_(nan=-inf, neginf=-inf)
@@ -84,7 +84,7 @@ def rank_groups(
             out, and say nothing any more.
         groups: of a sentence.
         diversity: 0 or more.
-        backend: of `best_tokens`.
+        backend: as there.
 
     Returns:
         As `rank_continuations`.

@@ -63,6 +63,9 @@ class DecodeConfig:
         alignments: tell which word of the source each word of the output attends to most.
         attention_layer: decoder layer, from 1, that coverage and alignments look at; None is the
             last but one of three or more, and the last of fewer.
+        shortlist: outputs are made of the tokens that a file of scripts/shortlist.py lists for
+            their source: its path, or auto for that of the (first) run folder. Probabilities are
+            shared among these alone. None is the whole vocabulary.
     """
 
     beam_size: int = 5
@@ -91,6 +94,7 @@ class DecodeConfig:
     mbr: Utility | None = None
     alignments: bool = False
     attention_layer: int | None = None
+    shortlist: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.beam_size <= MAX_BEAM_SIZE:
@@ -125,6 +129,8 @@ class DecodeConfig:
                 f"decode.max_length is {self.max_length}, below decode.min_length, which is "
                 f"{self.min_length}; lower decode.min_length or raise decode.max_length"
             )
+        if self.shortlist is not None and not self.shortlist.strip():
+            raise ConfigError("decode.shortlist is empty; give auto, the path of a file, or null")
         self._check_groups()
         self._check_choice()
 

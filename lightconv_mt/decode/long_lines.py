@@ -9,6 +9,8 @@ from itertools import product
 
 # One output of a line: its text and its score.
 Scored = tuple[str, float]
+# Ids of the pieces of each of several texts.
+Encode = Callable[[Sequence[str]], list[list[int]]]
 
 
 class LongLines(Enum):
@@ -36,48 +38,53 @@ class Parts:
         texts: all parts of all lines, in order.
         lines: the line of each, counted from 0.
         places: the place of each in its line.
+        pieces: ids of each.
     """
 
     texts: list[str]
     lines: list[int]
     places: list[int]
+    pieces: list[list[int]]
 
 
-def cut_lines(
-    lines: Sequence[str], count: Callable[[Sequence[str]], list[int]], limit: int
-) -> Parts:
+def cut_lines(lines: Sequence[str], encode: Encode, limit: int) -> Parts:
     """Cut the lines of more than `limit` pieces; all others are one part as they are.
 
     Args:
         lines: any text.
-        count: pieces of each of several texts.
+        encode: ids of the pieces of each of several texts.
         limit: pieces of a part, at most; only a single character may have more.
     """
-    parts = Parts([], [], [])
-    for number, (line, pieces) in enumerate(zip(lines, count(lines), strict=True)):
-        texts = [line] if pieces <= limit or not line.strip() else cut_line(line, count, limit)
-        parts.texts.extend(texts)
-        parts.lines.extend([number] * len(texts))
-        parts.places.extend(range(len(texts)))
+    parts = Parts([], [], [], [])
+    for number, (line, ids) in enumerate(zip(lines, encode(lines), strict=True)):
+        whole = len(ids) <= limit or not line.strip()
+        found = [(line, ids)] if whole else cut_line(line, encode, limit)
+        parts.texts.extend(text for text, _ in found)
+        parts.pieces.extend(pieces for _, pieces in found)
+        parts.lines.extend([number] * len(found))
+        parts.places.extend(range(len(found)))
     return parts
 
 
-def cut_line(line: str, count: Callable[[Sequence[str]], list[int]], limit: int) -> list[str]:
+def cut_line(line: str, encode: Encode, limit: int) -> list[tuple[str, list[int]]]:
     """Cut one line at the ends of its sentences, these at spaces, and these anywhere.
 
     A sentence that is too long is halved until its parts are not. Spaces at a cut are dropped.
+
+    Returns:
+        Text and ids of each part.
     """
-    found: list[str] = []
+    found: list[tuple[str, list[int]]] = []
     sentences = _sentences(line)
-    for sentence, pieces in zip(sentences, count(sentences), strict=True):
-        waiting = [(sentence, pieces)]
+    for sentence in zip(sentences, encode(sentences), strict=True):
+        waiting = [sentence]
         while waiting:
-            text, pieces = waiting.pop()
-            if pieces <= limit or len(text) < 2:
-                found.append(text)
+            text, ids = waiting.pop()
+            if len(ids) <= limit or len(text) < 2:
+                found.append((text, ids))
                 continue
             halves = _halves(text)
-            waiting.extend(reversed(list(zip(halves, count(halves), strict=True))))
+            waiting.extend(reversed(list(zip(halves, encode(halves), strict=True))))
     return found
 
 

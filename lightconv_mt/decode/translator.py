@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby, islice
 from math import exp
+from pathlib import Path
 
 import torch
 
@@ -16,7 +17,9 @@ from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.finishing import Finisher
 from lightconv_mt.decode.long_lines import LongLines, Parts, cut_lines, join_outputs, word_offsets
 from lightconv_mt.decode.ranking import Output, ScoreKind, search_config
+from lightconv_mt.decode.shortlist import Shortlists
 from lightconv_mt.errors import DataError
+from lightconv_mt.model.ensemble import Ensemble
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 
 logger = logging.getLogger(__name__)
@@ -114,13 +117,14 @@ class Translator:
 
     def __init__(
         self,
-        model: Seq2SeqTransformer,
+        model: Seq2SeqTransformer | Ensemble,
         tokenizers: TokenizerPair,
         *,
         device: torch.device,
         precision: torch.dtype | None = None,
         max_source_tokens: int = 1024,
         long_lines: LongLines = LongLines.truncate,
+        run_dir: Path | None = None,
     ) -> None:
         """Translate with a model that is on `device` already.
 
@@ -131,6 +135,7 @@ class Translator:
             precision: as `BatchSearch`.
             max_source_tokens: of a source the model is given, EOS included.
             long_lines: what happens to longer ones.
+            run_dir: the folder that the model is from; holds what decode.shortlist=auto means.
         """
         assert max_source_tokens > 1, max_source_tokens
         self.model, self.tokenizers = model, tokenizers
@@ -144,6 +149,7 @@ class Translator:
             device=device,
             precision=precision,
         )
+        self._shortlists = Shortlists(tokenizers, run_dir)
         self._finisher = Finisher(model, tokenizers, device=device)
 
     def translate(
@@ -172,10 +178,14 @@ class Translator:
         options = {"max_tokens": max_tokens, "batch_size": batch_size}
         if self.long_lines is LongLines.truncate:
             numbers = range(first, first + len(lines))
-            return self._translate(lines, config, prefixes=begun, numbers=numbers, **options)
-        parts = cut_lines(lines, self._count_pieces, self.max_source_tokens - 1)
+            pieces = self._pieces(lines)
+            return self._translate(
+                lines, pieces, config, prefixes=begun, numbers=numbers, **options
+            )
+        parts = cut_lines(lines, self._pieces, self.max_source_tokens - 1)
         found = self._translate(
             parts.texts,
+            parts.pieces,
             config,
             prefixes=[
                 begun[line] if not place else ""
@@ -194,6 +204,7 @@ class Translator:
     def _translate(
         self,
         lines: Sequence[str],
+        pieces: Sequence[list[int]],
         config: DecodeConfig,
         *,
         prefixes: Sequence[str],
@@ -202,7 +213,7 @@ class Translator:
         batch_size: int,
     ) -> list[Translation]:
         """Translate lines that are not cut any more; `numbers` tell the draws of sampling apart."""
-        sources = self._encode(lines)
+        sources = self._sources(lines, pieces)
         tokenizer = self.tokenizers.tgt
         begun = tokenizer.encode_batch(list(prefixes)) if any(prefixes) else [[]] * len(lines)
         nothing = Translation(
@@ -221,6 +232,7 @@ class Translator:
             search_config(config),
             max_tokens=max_tokens,
             batch_size=batch_size,
+            shortlist=self._shortlists.find(config.shortlist),
         )
         most = 1 if config.strict else batch_size
         with self._search.inference():
@@ -280,7 +292,8 @@ class Translator:
             max_tokens: source tokens of a batch, padding included.
         """
         src_ids, tgt_ids = self.tokenizers.src.ids, self.tokenizers.tgt.ids
-        sources = [source or [src_ids.eos] for source in self._encode(lines)]
+        sources = self._sources(lines, self._pieces(lines))
+        sources = [source or [src_ids.eos] for source in sources]
         outputs = [[*each, tgt_ids.eos] for each in self.tokenizers.tgt.encode_batch(list(targets))]
         found = [TargetScore(0.0, 0)] * len(sources)
         with self._search.inference():
@@ -299,8 +312,8 @@ class Translator:
                     found[place] = TargetScore(log_prob, len(outputs[place]))
         return found
 
-    def _count_pieces(self, texts: Sequence[str]) -> list[int]:
-        return [len(pieces) for pieces in self.tokenizers.src.encode_batch(list(texts))]
+    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.tokenizers.src.encode_batch(list(texts))
 
     def _join_parts(
         self,
@@ -342,27 +355,27 @@ class Translator:
                 joined[line] = replace(joined[line], alignment=links)
         return joined
 
-    def _encode(self, lines: Sequence[str]) -> list[list[int]]:
+    def _sources(self, lines: Sequence[str], pieces: Sequence[list[int]]) -> list[list[int]]:
         """Source ids with EOS of each line; none where there is nothing to translate."""
-        tokenizer, limit = self.tokenizers.src, self.max_source_tokens
-        sources = tokenizer.encode_batch(list(lines))
-        for index, (line, pieces) in enumerate(zip(lines, sources, strict=True)):
+        limit = self.max_source_tokens
+        sources: list[list[int]] = []
+        for line, ids in zip(lines, pieces, strict=True):
             self.report.lines += 1
-            if not line.strip() or not pieces:
+            if not line.strip() or not ids:
                 self.report.empty += 1
-                sources[index] = []
+                sources.append([])
                 continue
-            if len(pieces) >= limit:
+            if len(ids) >= limit:
                 if not self.report.truncated:
                     logger.warning(
                         "line %d has %d tokens; only the first %d are translated "
                         "(further lines like it are counted, not shown)",
                         self.report.lines,
-                        len(pieces),
+                        len(ids),
                         limit - 1,
                     )
                 self.report.truncated += 1
-            sources[index] = [*pieces[: limit - 1], tokenizer.ids.eos]
+            sources.append([*ids[: limit - 1], self.tokenizers.src.ids.eos])
         return sources
 
     def _decode(self, outputs: list[Output], blank: Translation) -> Translation:

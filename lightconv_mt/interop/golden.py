@@ -327,6 +327,7 @@ def _compare_imported(
 ) -> Iterator[Comparison]:
     """Log-probabilities, beams, and the way from text to text, of an imported checkpoint."""
     model, src, tgt = translator.model, translator.tokenizers.src, translator.tokenizers.tgt
+    assert isinstance(model, Seq2SeqTransformer), type(model)
     expected = load_file(folder / "expected.safetensors")
     for name, batch in json.loads((folder / "expected.json").read_text())["batches"].items():
         real = torch.tensor(batch["target"]) != tgt.ids.pad

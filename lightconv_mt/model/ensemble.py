@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightconv_mt.model.token_lists import TokenLists
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 
 
@@ -46,16 +47,24 @@ class JointDecoder:
         """Join decoders of one vocabulary.
 
         Args:
-            decoders: with the `start` and `decode_step` of a `Seq2SeqTransformer`.
+            decoders: with the `start` and `decode_step` of a `Seq2SeqTransformer`, or of a
+                `ListedDecoder` if they are given lists.
             source_dims: C of each one's encoded sources.
         """
         self.decoders, self.source_dims = decoders, list(source_dims)
 
-    def start(self, memory: Tensor, src_mask: Tensor, beam_size: int) -> EnsembleState:
+    def start(
+        self,
+        memory: Tensor,
+        src_mask: Tensor,
+        beam_size: int,
+        lists: TokenLists | None = None,
+    ) -> EnsembleState:
         """State before BOS, beam_size rows for each of the B encoded sources."""
         parts = zip(self.decoders, memory.split(self.source_dims, -1), strict=True)
+        more = () if lists is None else (lists,)
         return EnsembleState(
-            tuple(decoder.start(part, src_mask, beam_size) for decoder, part in parts)
+            tuple(decoder.start(part, src_mask, beam_size, *more) for decoder, part in parts)
         )
 
     def decode_step(self, tokens: Tensor, state: EnsembleState) -> tuple[Tensor, EnsembleState]:

@@ -1,6 +1,7 @@
 """The decoder, step by step, in C++ for CPUs; `model/decoder.py` is its definition."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,11 @@ from lightconv_mt.mixers.depthwise import DepthwiseMixer
 from lightconv_mt.mixers.dynamicconv import DynamicConvMixer, Query
 from lightconv_mt.model.decoder import DecoderLayer
 from lightconv_mt.model.embedding import FIRST_POSITION, sinusoidal_positions
+from lightconv_mt.model.token_lists import TokenLists
 from lightconv_mt.model.transformer import Seq2SeqTransformer
-from lightconv_mt.ops.decoder_step import Program, decoder_step
+from lightconv_mt.ops.decoder_step import LANES, Lists, Program, decoder_step, output_rows
 
 FIXED_KERNELS, PREDICTED_KERNELS, ATTENTION = range(3)  # `Mixer` of csrc/decoder.cpp
-LANES = 16  # sources are padded to whole vectors of the widest machine
 FIRST_CAPACITY = 32  # positions there is room for at first, where all of them are remembered
 
 
@@ -64,6 +65,7 @@ class NativeState:
         lengths: (B,) int64, source tokens.
         positions: (B,) int64, target tokens read so far.
         ancestors: (N, stride) int32, in which row of the beam each earlier position lies.
+        lists: the tokens that each sentence may say; None for all.
         addresses: of the memory, as C++ reads it; None before they are known.
     """
 
@@ -73,6 +75,7 @@ class NativeState:
     lengths: Tensor
     positions: Tensor
     ancestors: Tensor
+    lists: TokenLists | None = None
     addresses: Tensor | None = None
 
     def reorder(self, rows: Tensor) -> "NativeState":
@@ -93,10 +96,12 @@ class NativeState:
             slots=self.slots[sentences],
             lengths=self.lengths[sentences],
             positions=self.positions[sentences],
+            lists=None if self.lists is None else self.lists.keep(sentences),
         )
 
     def join(self, others: "NativeState") -> "NativeState":
         """Put sentences and rows of others behind its own."""
+        assert (self.lists is None) == (others.lists is None)
         stride = max(self.ancestors.shape[1], others.ancestors.shape[1])
         ancestors = [
             F.pad(each, (0, stride - each.shape[1])) for each in (self.ancestors, others.ancestors)
@@ -108,6 +113,7 @@ class NativeState:
             lengths=torch.cat([self.lengths, others.lengths]),
             positions=torch.cat([self.positions, others.positions]),
             ancestors=torch.cat(ancestors),
+            lists=self.lists and others.lists and self.lists.join(others.lists),
         )
 
 
@@ -148,17 +154,29 @@ class NativeDecoder:
         root.add_tensor(model.tgt_embedding.weight.float())
         root.add_tensor(torch.tensor([self.dim**0.5]))
         _add_norm(root, norm if isinstance(norm, nn.LayerNorm) else None)
-        root.add_matrix(model.output_weight, None, dtype)
+        self._panels = root.add_matrix(model.output_weight, None, dtype)
         self._model = root.as_tensor()
         self._tensors += root.tensors
 
-    def start(self, memory: Tensor, src_mask: Tensor, beam_size: int) -> NativeState:
+    @cached_property
+    def _outputs(self) -> Tensor:
+        assert self._panels is not None
+        return output_rows(self._panels)
+
+    def start(
+        self,
+        memory: Tensor,
+        src_mask: Tensor,
+        beam_size: int,
+        lists: TokenLists | None = None,
+    ) -> NativeState:
         """State before BOS, beam_size rows for each of the B encoded sources.
 
         Args:
             memory: (B, S, C) float.
             src_mask: (B, S) bool, padded on the right.
             beam_size: rows of a sentence.
+            lists: as `ListedDecoder`.
         """
         batch, length = src_mask.shape
         room = -(-length // LANES) * LANES
@@ -188,6 +206,7 @@ class NativeDecoder:
             lengths=src_mask.sum(1),
             positions=torch.zeros(batch, dtype=torch.int64),
             ancestors=torch.zeros(batch * beam_size, stride, dtype=torch.int32),
+            lists=lists,
         )
 
     def decode_step(self, tokens: Tensor, state: NativeState) -> tuple[Tensor, NativeState]:
@@ -198,9 +217,11 @@ class NativeDecoder:
             state: of N rows.
 
         Returns:
-            logits (N, T, V) float32 and the next state.
+            logits (N, T, V) float32, or (N, T, L) where there are lists, and the next state.
         """
         found = []
+        own = state.lists
+        lists = None if own is None else Lists(own.tokens, own.sizes, self._outputs)
         for column in tokens.unbind(1):
             state = self._make_room(state)
             addresses = state.addresses
@@ -219,6 +240,7 @@ class NativeDecoder:
                 places=self.places,
                 vocab_size=self.vocab_size,
                 longest_source=max(arena[0].keys.shape[2] for arena in state.memory),
+                lists=lists,
             )
             state = replace(state, positions=state.positions + 1, addresses=addresses)
             found.append(logits[:, None])

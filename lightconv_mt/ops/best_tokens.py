@@ -9,7 +9,7 @@ from torch import Tensor
 from lightconv_mt.ops.dispatch import Backend
 from lightconv_mt.ops.native import KERNEL_TYPES, load_library
 
-_CALL = struct.Struct("=3Q5q")  # `Call` and `RankCall` of csrc/best_tokens.cpp
+_CALL = struct.Struct("=2Q4q")  # `Call` and `RankCall` of csrc/best_tokens.cpp
 _RANK_CALL = struct.Struct("=6Q6q")
 # Candidates that `topk` is asked for beyond those needed: equal values at the cut are then nearly
 # always all among them, and a full sort is not needed to break the tie.
@@ -29,30 +29,44 @@ def log_partition(logits: Tensor, *, backend: Backend) -> Tensor:
     wide = torch.promote_types(logits.dtype, torch.float32)
     if backend is not Backend.native:
         return logits.to(wide).logsumexp(-1)
+    logits = logits.contiguous()
     found = torch.empty(len(logits), dtype=wide)
-    _call("lcmt_log_partition", logits, found, None)
+    call = _CALL.pack(
+        logits.data_ptr(),
+        found.data_ptr(),
+        *logits.shape,
+        torch.get_num_threads(),
+        KERNEL_TYPES[logits.dtype],
+    )
+    if load_library().lcmt_log_partition(call):
+        raise TypeError(f"lcmt_log_partition: no kernel for {logits.dtype}")
     return found
 
 
-def best_tokens(logits: Tensor, k: int, *, backend: Backend) -> tuple[Tensor, Tensor]:
+def best_tokens(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row in order; equal values by id.
 
     Args:
         logits: (N, V) float; NaN counts as impossible, as -inf does.
         k: how many, 1 to V.
-        backend: `native` for the C++ kernel, any other for plain torch.
 
     Returns:
         Values (N, k), float32 or float64 as `log_partition`'s, and ids (N, k) int64. Where fewer
         are possible, others follow with -inf.
     """
     wide = torch.promote_types(logits.dtype, torch.float32)
-    if backend is not Backend.native:
-        return _torch(logits.to(wide).nan_to_num(nan=-inf, posinf=inf, neginf=-inf), k)
-    values = torch.empty(len(logits), k, dtype=wide)
-    ids = torch.empty(len(logits), k, dtype=torch.int64)
-    _call("lcmt_best_tokens", logits, values, ids)
-    return values, ids
+    logits = logits.to(wide).nan_to_num(nan=-inf, posinf=inf, neginf=-inf)
+    width = min(k + SPARE_CANDIDATES, logits.shape[1])
+    values, ids = logits.topk(width)
+    if width < logits.shape[1]:
+        tied = (values[:, k - 1] == values[:, -1]) & (values[:, -1] > -inf)
+        if bool(tied.any()):
+            ordered, order = logits[tied].sort(dim=1, descending=True, stable=True)
+            values[tied], ids[tied] = ordered[:, :width], order[:, :width]
+    by_id = ids.argsort(1)
+    ids = ids.gather(1, by_id)
+    values, by_value = values.gather(1, by_id).sort(dim=1, descending=True, stable=True)
+    return values[:, :k], ids.gather(1, by_value)[:, :k]
 
 
 def best_continuations(
@@ -78,32 +92,3 @@ def best_continuations(
     if load_library().lcmt_best_continuations(call):
         raise TypeError(f"lcmt_best_continuations: no kernel for {logits.dtype}")
     return scores, rows, words
-
-
-def _torch(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    width = min(k + SPARE_CANDIDATES, logits.shape[1])
-    values, ids = logits.topk(width)
-    if width < logits.shape[1]:
-        tied = (values[:, k - 1] == values[:, -1]) & (values[:, -1] > -inf)
-        if bool(tied.any()):
-            ordered, order = logits[tied].sort(dim=1, descending=True, stable=True)
-            values[tied], ids[tied] = ordered[:, :width], order[:, :width]
-    by_id = ids.argsort(1)
-    ids = ids.gather(1, by_id)
-    values, by_value = values.gather(1, by_id).sort(dim=1, descending=True, stable=True)
-    return values[:, :k], ids.gather(1, by_value)[:, :k]
-
-
-def _call(name: str, logits: Tensor, values: Tensor, ids: Tensor | None) -> None:
-    logits = logits.contiguous()
-    call = _CALL.pack(
-        logits.data_ptr(),
-        values.data_ptr(),
-        0 if ids is None else ids.data_ptr(),
-        *logits.shape,
-        0 if ids is None else ids.shape[1],
-        torch.get_num_threads(),
-        KERNEL_TYPES[logits.dtype],
-    )
-    if getattr(load_library(), name)(call):
-        raise TypeError(f"{name}: no kernel for {logits.dtype}")

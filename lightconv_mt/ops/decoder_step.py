@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightconv_mt.ops.native import load_library
@@ -13,7 +14,9 @@ PANEL = 32  # `kPanel` of csrc/product.h
 # Of a matrix: its number there, and inputs that fill four bytes.
 WEIGHT_TYPES = {torch.float32: (0, 1), torch.bfloat16: (1, 2), torch.int8: (2, 4)}
 
-_CALL = struct.Struct("=10Q5q")  # `Call` of csrc/decoder.cpp
+LANES = 16  # four bytes each: vectors of the widest machine, to which C++ wants rows padded
+
+_CALL = struct.Struct("=13Q7q")  # `Call` of csrc/decoder.cpp
 
 
 @dataclass
@@ -36,17 +39,24 @@ class Program:
         self.tensors.append(tensor)
         self.words.append(tensor.data_ptr())
 
-    def add_matrix(self, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> None:
-        """Append a `Matrix`: weight (outputs, inputs) to be kept as `dtype`; None for none."""
+    def add_matrix(
+        self, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor | None:
+        """Append a `Matrix`: weight (outputs, inputs) to be kept as `dtype`; None for none.
+
+        Returns:
+            Its panels, as `pack_matrix` gives them.
+        """
         if weight is None:
             self.words += [0] * 7
-            return
+            return None
         panels, scales, excess = pack_matrix(weight, dtype)
         self.add_tensor(panels)
         self.add_tensor(None if bias is None else bias.float())
         self.add_tensor(scales)
         self.add_tensor(excess)
         self.add_numbers(weight.shape[1], weight.shape[0], WEIGHT_TYPES[dtype][0])
+        return panels
 
     def as_tensor(self) -> Tensor:
         """The words, (len,) int64."""
@@ -78,6 +88,27 @@ def pack_matrix(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | No
     return panels.to(dtype).contiguous(), scales, excess
 
 
+def output_rows(panels: Tensor) -> Tensor:
+    """The outputs of `pack_matrix` one after the other: (outputs, groups, group), zeros beyond."""
+    rows = panels.transpose(1, 2).flatten(0, 1)
+    return F.pad(rows, (0, 0, 0, -rows.shape[1] % LANES)).contiguous()
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The tokens that each of B sentences may say.
+
+    Attributes:
+        tokens: (B, L) int64, any behind the end of a list.
+        sizes: (B,) int64, of the lists.
+        outputs: `output_rows` of the projection to the vocabulary.
+    """
+
+    tokens: Tensor
+    sizes: Tensor
+    outputs: Tensor
+
+
 def decoder_step(
     model: Tensor,
     memory: Tensor,
@@ -91,6 +122,7 @@ def decoder_step(
     places: Tensor,
     vocab_size: int,
     longest_source: int,
+    lists: Lists | None = None,
 ) -> Tensor:
     """Read one token of every row; all tensors are contiguous, on the CPU.
 
@@ -106,11 +138,13 @@ def decoder_step(
         places: (positions, C) float32, position vectors.
         vocab_size: V.
         longest_source: the most room that an arena has for a source.
+        lists: where a sentence may say some tokens only; `tokens` are their places then.
 
     Returns:
-        Logits (N, V) float32.
+        Logits (N, V) float32, or (N, L), of the tokens of the lists and -inf behind them.
     """
-    logits = torch.empty(len(tokens), vocab_size)
+    width = vocab_size if lists is None else lists.tokens.shape[1]
+    logits = torch.empty(len(tokens), width)
     addresses: Sequence[Tensor] = (
         model,
         memory,
@@ -122,15 +156,19 @@ def decoder_step(
         ancestors,
         places,
         logits,
+        *(() if lists is None else (lists.tokens, lists.sizes, lists.outputs)),
     )
     assert all(tensor.is_contiguous() for tensor in addresses)
     call = _CALL.pack(
         *(tensor.data_ptr() for tensor in addresses),
+        *((0, 0, 0) if lists is None else ()),
         len(tokens),
         len(tokens) // len(slots),
         ancestors.shape[1],
         longest_source,
         torch.get_num_threads(),
+        width,
+        0 if lists is None else lists.outputs.shape[1],
     )
     if load_library().lcmt_decoder_step(call):
         raise MemoryError(f"a step of the decoder: not enough memory for {len(tokens)} rows")

@@ -1,17 +1,23 @@
 """What is found does not depend on the batch, with the decoder in C++ and without."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from lightconv_mt.data.tokenizer_base import SpecialIds
 from lightconv_mt.decode.batch_search import BatchSearch, Request
 from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.shortlist import Shortlist
 from lightconv_mt.decode.trace import Hypothesis
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.mixers import MIXERS
+from lightconv_mt.model.ensemble import Ensemble
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
 from lightconv_mt.ops import Backend
 from lightconv_mt.ops.native import NativeUnavailableError, load_library
@@ -50,7 +56,9 @@ def build(name: str, *, backend: Backend = Backend.native, **fields: Any) -> Seq
     return model
 
 
-def search_of(model: Seq2SeqTransformer, precision: torch.dtype = torch.float32) -> BatchSearch:
+def search_of(
+    model: Seq2SeqTransformer | Ensemble, precision: torch.dtype = torch.float32
+) -> BatchSearch:
     device = torch.device("cpu")
     return BatchSearch(model, src_ids=IDS, tgt_ids=IDS, device=device, precision=precision)
 
@@ -69,9 +77,13 @@ def requests_of(count: int) -> list[Request]:
 
 
 def searched(
-    search: BatchSearch, requests: list[Request], config: DecodeConfig, size: int
+    search: BatchSearch,
+    requests: list[Request],
+    config: DecodeConfig,
+    size: int,
+    shortlist: Shortlist | None = None,
 ) -> list[list[Hypothesis]]:
-    return search.search(requests, config, max_tokens=4096, batch_size=size)
+    return search.search(requests, config, max_tokens=4096, batch_size=size, shortlist=shortlist)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.int8])
@@ -153,3 +165,83 @@ def test_int8_needs_the_library(backend: Backend, fields: dict[str, Any], reason
     model = build("dynamicconv", backend=backend, **fields)
     with pytest.raises(ConfigError, match=f"int8 is of the C.. decoder, but .*{reason}"):
         search_of(model, torch.int8)
+
+
+def shortlist_of(per_piece: int = 3, frequent: int = 6) -> Shortlist:
+    generator = np.random.default_rng(1)
+    table = generator.integers(0, VOCAB, (VOCAB, per_piece), np.int32)
+    return Shortlist(table, np.arange(20, 20 + frequent, dtype=np.int32), IDS, VOCAB)
+
+
+SEARCHES: list[dict[str, Any]] = [
+    {},
+    {"beam_size": 1, "nbest": 1},
+    {"no_repeat_ngram_size": 2, "unk_penalty": -1.0, "word_reward": 0.2, "min_length": 4},
+    {"beam_groups": 2, "diversity": 0.3, "ban_unk": True},
+    {"sampling": True},
+    {"sampling": True, "top_k": 5, "temperature": 1.5},
+]
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("options", [SEARCHES[0], SEARCHES[3], SEARCHES[4]])
+@pytest.mark.parametrize("members", [1, 2])
+def test_lists_of_a_batch_leave_each_other_alone(
+    options: dict[str, Any], precision: torch.dtype, members: int
+) -> None:
+    model = build("lightconv")
+    search = search_of(Ensemble([model] * 2) if members > 1 else model, precision)
+    requests, config = requests_of(20), replace(CONFIG, strict=True, **options)
+    shortlist = shortlist_of()
+    expected = searched(search, requests, config, 1, shortlist)
+    for size in (3, 8):
+        assert searched(search, requests, config, size, shortlist) == expected
+    for request, found in zip(requests, expected, strict=True):
+        listed = shortlist.tokens(request.source, request.prefix).tolist()
+        assert found and all(set(each.tokens) <= set(listed) for each in found)
+    assert expected != searched(search, requests, config, 8)
+
+
+@pytest.mark.parametrize("backend", [Backend.native, Backend.torch])
+@pytest.mark.parametrize("options", SEARCHES)
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_listed_search_is_that_of_a_model_which_says_nothing_else(
+    options: dict[str, Any], backend: Backend, members: int
+) -> None:
+    names = ["lightconv", "attention"][:members]
+    requests, config = requests_of(12), replace(CONFIG, **options)
+    shortlist = shortlist_of()
+    models = [build(name, backend=backend) for name in names]
+    search = search_of(Ensemble(models) if members > 1 else models[0])
+    found = searched(search, requests, config, 8, shortlist)
+
+    plain = [build(name, backend=Backend.torch) for name in names]
+    masked = search_of(Ensemble(plain) if members > 1 else plain[0])
+    for request, ours in zip(requests, found, strict=True):
+        banned = torch.ones(VOCAB, dtype=torch.bool)
+        banned[shortlist.tokens(request.source, request.prefix)] = False
+        for model in plain:
+            model.project = masked_projection(model.output_weight, banned)  # type: ignore[method-assign]
+        (theirs,) = searched(masked, [request], config, 1)
+        assert [each.tokens for each in ours] == [each.tokens for each in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.token_scores == pytest.approx(other.token_scores, abs=1e-5)
+            assert list(one.tokens[: len(request.prefix)]) == request.prefix
+
+
+def masked_projection(weight: Tensor, banned: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda hidden: (hidden @ weight.T).masked_fill(banned, -inf)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("options", SEARCHES)
+def test_a_list_of_everything_changes_no_bit(
+    options: dict[str, Any], precision: torch.dtype
+) -> None:
+    search, requests = search_of(build("dynamicconv"), precision), requests_of(30)
+    config = replace(CONFIG, **options)
+    everything = shortlist_of(frequent=0)
+    everything = Shortlist(everything.table, np.arange(VOCAB, dtype=np.int32), IDS, VOCAB)
+    assert searched(search, requests, config, 8, everything) == searched(
+        search, requests, config, 8
+    )

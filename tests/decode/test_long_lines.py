@@ -18,9 +18,9 @@ from lightconv_mt.decode.long_lines import (
 )
 
 
-def count_characters(texts: Sequence[str]) -> list[int]:
-    """Pieces of a tokenizer whose pieces are characters other than spaces."""
-    return [len(re.sub(r"\s", "", text)) for text in texts]
+def characters(texts: Sequence[str]) -> list[list[int]]:
+    """A tokenizer whose pieces are characters other than spaces."""
+    return [[ord(char) for char in text if not char.isspace()] for text in texts]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def count_characters(texts: Sequence[str]) -> list[int]:
 def test_lines_are_cut_at_sentences_then_spaces_then_anywhere(
     line: str, limit: int, parts: list[str]
 ) -> None:
-    assert cut_line(line, count_characters, limit) == parts
+    assert cut_line(line, characters, limit) == list(zip(parts, characters(parts), strict=True))
 
 
 lines_of_all_kinds = st.lists(
@@ -51,15 +51,16 @@ lines_of_all_kinds = st.lists(
 @settings(deadline=None)
 @given(lines=lines_of_all_kinds, limit=st.integers(1, 12))
 def test_parts_fit_and_lose_nothing_but_spaces(lines: list[str], limit: int) -> None:
-    parts = cut_lines(lines, count_characters, limit)
+    parts = cut_lines(lines, characters, limit)
+    assert parts.pieces == characters(parts.texts)
     for number, group in itertools.groupby(
         zip(parts.lines, parts.places, parts.texts, strict=True), key=lambda row: row[0]
     ):
         texts = [text for _, _, text in group]
-        if count_characters([lines[number]])[0] <= limit:
+        if len(characters([lines[number]])[0]) <= limit:
             assert texts == [lines[number]]
         else:
-            assert all(0 < size <= limit for size in count_characters(texts))
+            assert all(0 < len(ids) <= limit for ids in characters(texts))
             assert len(texts) > 1
         assert re.sub(r"\s", "", "".join(texts)) == re.sub(r"\s", "", lines[number])
         words = lines[number].split()
@@ -72,8 +73,8 @@ def test_parts_fit_and_lose_nothing_but_spaces(lines: list[str], limit: int) -> 
 
 def test_a_very_long_line_takes_no_time() -> None:
     for line in ("word " * 20_000, "x" * 100_000, "a. " * 33_000, " b" + "y" * 50_000 + " c" * 9):
-        parts = cut_lines([line], count_characters, 63)
-        assert max(count_characters(parts.texts)) <= 63
+        parts = cut_lines([line], characters, 63)
+        assert max(map(len, parts.pieces)) <= 63
         assert len(join_outputs([[(text, -1.0)] for text in parts.texts], 1)[0][0]) >= 30_000
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import exp, inf, nan
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightconv_mt.data.tokenizer_base import SpecialIds
 from lightconv_mt.decode.batch_search import batches_by_length
 from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.long_lines import LongLines
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.mixers.lightconv import LightConvConfig
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
@@ -194,6 +195,23 @@ def test_a_line_without_any_output_is_empty_and_counted() -> None:
     assert [item.text for item in found] == ["ab", "", "cd"]
     assert found[1].score == -inf
     assert one.report.failed == 1
+
+
+@pytest.mark.parametrize("how", list(LongLines))
+def test_lines_that_are_not_cut_are_encoded_once(
+    how: LongLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    encode = Letters.encode_batch
+
+    def encode_batch(self: Letters, lines: Sequence[str]) -> list[list[int]]:
+        seen.extend(lines)
+        return encode(self, lines)
+
+    monkeypatch.setattr(Letters, "encode_batch", encode_batch)
+    one = translator(long_lines=how, max_source_tokens=5)
+    one.translate(["ab", "abcdefgh", "", "cd"], GREEDY)
+    assert [seen.count(line) for line in ("ab", "cd")] == [1, 1]
 
 
 @pytest.mark.parametrize("training", [True, False])

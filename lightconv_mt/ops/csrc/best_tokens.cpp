@@ -1,5 +1,5 @@
-// Rows of logits over a vocabulary: the logarithm of their partition function, and the largest of
-// them in order. The definition is ops/best_tokens.py.
+// Rows of logits over a vocabulary: the logarithm of their partition function, and the best
+// continuations of a beam. The definitions are ops/best_tokens.py and decode/candidates.py.
 #include <algorithm>
 #include <vector>
 
@@ -10,9 +10,8 @@ namespace {
 // One call, as the Python side describes it; results are in the type of the sums.
 struct Call {
   const void* logits;  // (rows, vocab)
-  void* values;        // (rows, count), or the (rows) partitions
-  i64* ids;            // (rows, count)
-  i64 rows, vocab, count, threads, type;
+  void* values;        // (rows)
+  i64 rows, vocab, threads, type;
 };
 
 template <class Work>
@@ -90,15 +89,6 @@ void best_of_row(const S* logits, i64 vocab, i64 count, A* values, i64* ids) {
     if (!(widen(logits[id]) > lowest)) values[found] = lowest, ids[found++] = id;
 }
 
-template <class S>
-void best_tokens(const Call& call) {
-  using A = typename Accumulator<S>::type;
-  for_each_row(call.rows, call.threads, [&](i64 row) {
-    best_of_row(static_cast<const S*>(call.logits) + row * call.vocab, call.vocab, call.count,
-                static_cast<A*>(call.values) + row * call.count, call.ids + row * call.count);
-  });
-}
-
 // One call of `rank_continuations` in decode/candidates.py.
 struct RankCall {
   const void *logits, *partition;  // (batch x beam, vocab), (batch x beam)
@@ -162,8 +152,5 @@ int lcmt_log_partition(const Call* call) {
 }
 int lcmt_best_continuations(const RankCall* call) {
   return by_type(call->type, [&](auto element) { best_continuations<decltype(element)>(*call); });
-}
-int lcmt_best_tokens(const Call* call) {
-  return by_type(call->type, [&](auto element) { best_tokens<decltype(element)>(*call); });
 }
 }

@@ -5,7 +5,7 @@
 #include <omp.h>
 #endif
 
-#include "product.h"
+#include "chosen.h"
 
 namespace {
 
@@ -53,8 +53,12 @@ struct Call {
   const i64 *arenas, *slots, *positions, *lengths;  // (sentences); lengths of the source
   int32_t* ancestors;                               // (rows, ancestor_stride), by position
   const float* places;                              // (positions, dim)
-  float* logits;                                    // (rows, vocabulary)
-  i64 rows, beam, ancestor_stride, longest_source, threads;
+  float* logits;                                    // (rows, list_stride, or vocabulary)
+  // Where a sentence may say some tokens only, its list of them, whose numbers `tokens` are; else
+  // null.
+  const i64 *lists, *list_sizes;  // (sentences, list_stride), (sentences)
+  const u32* outputs;             // (vocabulary, output_stride) of `project`
+  i64 rows, beam, ancestor_stride, longest_source, threads, list_stride, output_stride;
 };
 
 float sum_of(const float* x, i64 count) {
@@ -131,14 +135,14 @@ struct Step {
   const Model& model;
   i64 begin, rows, most;
   float *x, *normed, *wide, *mixed, *branch, *taps, *scores, *scales;
-  u32* words;
+  u32 *words, *chosen;
   const float** frames;
 
   static i64 floats(const Call& call, i64 longest) {
     const Model& model = *call.model;
     const i64 most = widest(model);
     return kRows * (2 * model.dim + 2 * most + model.dim + model.most_taps + 1 + most) +
-           round_up(longest, W) + 2 * longest + 8 * W;
+           round_up(longest, W) + 2 * longest + chosen_words(model.dim) + 8 * W;
   }
   static i64 widest(const Model& model) {
     return std::max({model.inner_dim, 3 * model.most_channels, model.dim});
@@ -157,6 +161,7 @@ struct Step {
     taps = take(kRows * model.most_taps);
     words = reinterpret_cast<u32*>(take(kRows * most));
     scales = take(kRows), scores = take(round_up(longest, W));
+    chosen = reinterpret_cast<u32*>(take(chosen_words(model.dim)));
   }
 
   i64 sentence(i64 row) const { return (begin + row) / call.beam; }
@@ -290,6 +295,22 @@ struct Step {
     multiply(layer.source_output, mixed, dim, branch);
   }
 
+  // Logits of the tokens in the list of each row's sentence, -inf behind them.
+  void project_lists(const float* from) const {
+    const Packed all = pack_rows(model.project, from, model.dim, rows, words, scales);
+    const OutputRows outputs = {call.outputs, call.output_stride};
+    const i64 stride = call.list_stride;
+    for (i64 row = 0, end; row < rows; row = end) {
+      end = std::min(rows, (sentence(row) + 1) * call.beam - begin);
+      const i64 count = call.list_sizes[sentence(row)];
+      float* to = call.logits + (begin + row) * stride;
+      multiply_chosen(model.project, outputs, call.lists + sentence(row) * stride, count,
+                      all.from(row), end - row, to, stride, chosen);
+      for (i64 each = row; each < end; ++each, to += stride)
+        std::fill(to + count, to + stride, -std::numeric_limits<float>::infinity());
+    }
+  }
+
   void run(i64 first, i64 count) {
     begin = first, rows = count;
     const i64 dim = model.dim;
@@ -297,7 +318,9 @@ struct Step {
       const i64 place = position(row);
       call.ancestors[(begin + row) * call.ancestor_stride + place % call.ancestor_stride] =
           int32_t((begin + row) % call.beam);
-      const float* token = model.embedding + call.tokens[begin + row] * dim;
+      const i64 said = call.tokens[begin + row];
+      const i64 which = call.lists ? call.lists[sentence(row) * call.list_stride + said] : said;
+      const float* token = model.embedding + which * dim;
       for (i64 c = 0; c < dim; ++c)
         x[row * dim + c] = token[c] * *model.scale + call.places[place * dim + c];
     }
@@ -313,7 +336,11 @@ struct Step {
       multiply(layer.outer, wide, layer.inner.outputs, branch);
       leave(layer.feed_forward_norm);
     }
-    multiply(model.project, enter(model.norm), dim, call.logits + begin * model.project.outputs);
+    const float* last = enter(model.norm);
+    if (call.lists)
+      project_lists(last);
+    else
+      multiply(model.project, last, dim, call.logits + begin * model.project.outputs);
   }
 };
 

@@ -96,6 +96,9 @@ struct Packed {
   const u32* groups;
   i64 stride;
   const float* scales;
+  Packed from(i64 row) const {
+    return {groups + row * stride, stride, scales ? scales + row : nullptr};
+  }
 };
 
 inline Packed pack_rows(const Matrix& matrix, const float* x, i64 x_stride, i64 rows, u32* words,
@@ -180,13 +183,18 @@ void multiply(const Matrix& matrix, const Packed& x, i64 rows, float* y, i64 y_s
     }
 }
 
+template <bool RELU>
+void multiply_packed(const Matrix& matrix, const Packed& x, i64 rows, float* y, i64 y_stride) {
+  switch (matrix.type) {
+    case kFloat: multiply<FloatProduct, RELU>(matrix, x, rows, y, y_stride); break;
+    case kBf16: multiply<Bf16Product, RELU>(matrix, x, rows, y, y_stride); break;
+    case kInt8: multiply<Int8Product, RELU>(matrix, x, rows, y, y_stride); break;
+  }
+}
+
 template <bool RELU = false>
 void multiply(const Matrix& matrix, const float* x, i64 x_stride, i64 rows, float* y, i64 y_stride,
               u32* words, float* scales) {
   const Packed packed = pack_rows(matrix, x, x_stride, rows, words, scales);
-  switch (matrix.type) {
-    case kFloat: multiply<FloatProduct, RELU>(matrix, packed, rows, y, y_stride); break;
-    case kBf16: multiply<Bf16Product, RELU>(matrix, packed, rows, y, y_stride); break;
-    case kInt8: multiply<Int8Product, RELU>(matrix, packed, rows, y, y_stride); break;
-  }
+  multiply_packed<RELU>(matrix, packed, rows, y, y_stride);
 }

@@ -1,0 +1,53 @@
+"""Models of every mixer with odd sizes, for tests of the decoder in C++."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightconv_mt.mixers import MIXERS
+from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
+from lightconv_mt.ops import native
+
+VOCAB = 77
+CONV = {"encoder_kernel_sizes": [3], "decoder_kernel_sizes": [1, 6]}
+MODELS: dict[str, dict[str, Any]] = {
+    "lightconv": {**CONV, "num_heads": 3},
+    "dynamicconv": {**CONV, "num_heads": 3, "decoder_conv_dim": 33},
+    "depthwise": {**CONV, "decoder_glu": False},
+    "attention": {},
+}
+
+
+def build(name: str, *, pre_norm: bool = False, dim: int = 30, **fields: Any) -> Seq2SeqTransformer:
+    torch.manual_seed(1)
+    config = ModelConfig(
+        mixer=MIXERS[name](**{**MODELS.get(name, {}), **fields}),
+        dim=dim,
+        ffn_dim=44,
+        num_heads=2,
+        encoder_layers=1,
+        decoder_layers=2,
+        pre_norm=pre_norm,
+    )
+    sizes = {"src_vocab_size": VOCAB, "tgt_vocab_size": VOCAB, "src_pad_id": 0, "tgt_pad_id": 0}
+    model = Seq2SeqTransformer(config, **sizes).eval()
+    for parameter in model.parameters():  # biases and norms that matter
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, mean=0.3, std=0.5)
+    return model
+
+
+def encoded(model: Seq2SeqTransformer, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(len(lengths))
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    src = torch.randint(4, VOCAB, mask.shape, generator=generator).masked_fill(~mask, 0)
+    return model.encode(src, mask), mask
+
+
+def need_library(march: str = "native") -> Any:
+    try:
+        return native.load_library(march)
+    except native.NativeUnavailableError as error:
+        pytest.skip(f"no native kernels for {march}: {error}")
