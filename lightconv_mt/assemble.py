@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -17,7 +18,7 @@ from lightconv_mt.config import (
 )
 from lightconv_mt.data.batching import TokenBatcher
 from lightconv_mt.data.corpus import read_corpus, read_source
-from lightconv_mt.data.encoded import encode_corpus
+from lightconv_mt.data.encoded import EncodedPairs, encode_corpus
 from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.decode.long_lines import LongLines
 from lightconv_mt.decode.translator import Translator
@@ -49,6 +50,8 @@ from lightconv_mt.typed import to_plain
 from lightconv_mt.validation import Validator
 
 logger = logging.getLogger(__name__)
+
+AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 LONGEST_SOURCE = 1024  # tokens, of models that were trained on whole sources
 
@@ -82,10 +85,73 @@ def _train(
     with distributed.main_first():
         if distributed.is_main:
             open_run(run_dir, config)
-        store = CheckpointStore(run_dir, config.checkpoint)
-        corpus = read_corpus(config.data)
         tokenizers = run_tokenizers(run_dir, config)
-        pairs = encode_corpus(corpus, tokenizers)
+        pairs = encode_corpus(read_corpus(config.data), tokenizers)
+    for line in pairs.report():
+        logger.info("data: %s", line)
+    trainer, validator = build_trainer(
+        Trainer,
+        config,
+        tokenizers=tokenizers,
+        pairs=pairs,
+        device=device,
+        precision=precision,
+        distributed=distributed,
+    )
+    logger.info(
+        "model: %s parameters",
+        f"{sum(parameter.numel() for parameter in trainer.model.parameters()):,}",
+    )
+    trainer.resume()
+    if trainer.finished() and (run_dir / "bleu.json").exists():
+        logger.info("%s is finished; nothing to do", run_dir)
+        return 0
+    state = trainer.state
+    monitor = (
+        Monitor(
+            run_dir, step=state.step, lines=state.metric_lines, max_steps=config.train.max_steps
+        )
+        if distributed.is_main
+        else SilentMonitor()
+    )
+    with SignalFlag() as signals:
+        trainer.run(monitor, signals)
+        monitor.close()
+        if signals.received:
+            logger.info(
+                "stopped at step %d; the same command goes on from there", trainer.state.step
+            )
+            return signals.exit_code
+    _finish(run_dir, config, trainer.store, validator, distributed)
+    return 0
+
+
+def build_trainer(
+    kind: type[AnyTrainer],
+    config: TrainRunConfig,
+    *,
+    tokenizers: TokenizerPair,
+    pairs: EncodedPairs,
+    device: torch.device,
+    precision: torch.dtype,
+    distributed: Distributed,
+) -> tuple[AnyTrainer, Validator]:
+    """Build what trains a run from its beginning, and what scores it.
+
+    Args:
+        kind: the class of the trainer.
+        config: of the run.
+        tokenizers: of the run.
+        pairs: the training corpus.
+        device: to train on.
+        precision: of the matrix products.
+        distributed: the processes that train together.
+
+    Raises:
+        DataError: when there is nothing to train on, or to validate with.
+        CheckpointError: when the weights to start from do not fit.
+    """
+    store = CheckpointStore(Path(config.run_dir), config.checkpoint)
     batcher = TokenBatcher(
         pairs,
         config.batch,
@@ -102,9 +168,6 @@ def _train(
         load_model_tensors(model, load_weights(start), source=start)
         logger.info("starting from %s", start)
     model = model.to(device)
-    logger.info(
-        "model: %s parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}"
-    )
     sharded = config.runtime.parallel is Parallel.fsdp and not distributed.is_alone
     measured = copy.deepcopy(model) if sharded else model
     translator = Translator(
@@ -128,7 +191,7 @@ def _train(
         tgt_lang=config.data.tgt_lang,
         distributed=distributed,
     )
-    trainer = Trainer(
+    trainer = kind(
         model,
         batcher,
         loop=config.train,
@@ -143,28 +206,7 @@ def _train(
         measured=measured if sharded else None,
         compiled=config.runtime.compile,
     )
-    trainer.resume()
-    if trainer.finished() and (run_dir / "bleu.json").exists():
-        logger.info("%s is finished; nothing to do", run_dir)
-        return 0
-    state = trainer.state
-    monitor = (
-        Monitor(
-            run_dir, step=state.step, lines=state.metric_lines, max_steps=config.train.max_steps
-        )
-        if distributed.is_main
-        else SilentMonitor()
-    )
-    with SignalFlag() as signals:
-        trainer.run(monitor, signals)
-        monitor.close()
-        if signals.received:
-            logger.info(
-                "stopped at step %d; the same command goes on from there", trainer.state.step
-            )
-            return signals.exit_code
-    _finish(run_dir, config, store, validator, distributed)
-    return 0
+    return trainer, validator
 
 
 def start_runtime(config: RuntimeConfig) -> tuple[torch.device, torch.dtype]:

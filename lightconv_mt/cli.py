@@ -98,7 +98,12 @@ def _run(command: str, plain: dict[str, Any]) -> int:
     from lightconv_mt import assemble
 
     if command == "train":
-        return assemble.train(config.to_typed(config.TrainRunConfig, plain))
+        run = config.to_typed(config.TrainRunConfig, plain)
+        if run.dry_run:
+            from lightconv_mt.rehearsal import rehearse
+
+            return rehearse(run)
+        return assemble.train(run)
     from lightconv_mt import corpus_translation
 
     return corpus_translation.translate(config.to_typed(config.TranslateConfig, plain))

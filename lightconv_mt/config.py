@@ -139,6 +139,7 @@ class TrainRunConfig:
     run_dir: str
     start_from: str | None = None  # a run whose model, tokenizer and weights this one begins with
     seed: int = 1
+    dry_run: bool = False  # tells size, memory, time and data of the run; trains nothing
     data: CorpusConfig
     tokenizer: TokenizerConfig
     batch: BatchConfig

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import portalocker
@@ -21,6 +22,7 @@ from lightconv_mt.typed import to_plain, to_yaml
 # computed.
 FREE_KEYS = (
     "run_dir",
+    "dry_run",
     "runtime.device",
     "runtime.threads",
     "runtime.keep_memory",
@@ -79,18 +81,10 @@ def open_run(run_dir: Path, config: TrainRunConfig) -> CheckpointStore:
     """Write the configuration into a locked run folder, or check that it is the one in there.
 
     Raises:
-        ConfigError: naming the key that differs, with both values, or when the folder holds a model
-            without a state to go on from.
+        ConfigError: as `check_run`, or when the folder cannot be written.
     """
     path, text = run_dir / "config.yaml", to_yaml(config)
-    store = CheckpointStore(run_dir, config.checkpoint)
-    if (run_dir / "average").exists() and not store.steps():
-        raise ConfigError(
-            f"{run_dir} holds a model but no state of a training run to go on from; "
-            f"give start_from={run_dir} and another run_dir"
-        )
-    if path.exists():
-        check_same(run_dir, to_plain(load_run_config(run_dir)), to_plain(config), free=FREE_KEYS)
+    store = check_run(run_dir, config)
     try:
         if not path.exists() or path.read_text() != text:
             replace_text(path, text)
@@ -102,8 +96,48 @@ def open_run(run_dir: Path, config: TrainRunConfig) -> CheckpointStore:
     return store
 
 
-def run_tokenizers(run_dir: Path, config: TrainRunConfig) -> TokenizerPair:
-    """The run's tokenizers, made, or taken from the run it starts from, at its first start."""
+def check_run(run_dir: Path, config: TrainRunConfig) -> CheckpointStore:
+    """Check that a run folder, if it is there, takes the configuration; nothing is written.
+
+    Raises:
+        ConfigError: naming the key that differs, with both values, or when the folder holds a model
+            without a state to go on from.
+    """
+    store = CheckpointStore(run_dir, config.checkpoint)
+    if (run_dir / "average").exists() and not store.steps():
+        raise ConfigError(
+            f"{run_dir} holds a model but no state of a training run to go on from; "
+            f"give start_from={run_dir} and another run_dir"
+        )
+    if (run_dir / "config.yaml").exists():
+        check_same(run_dir, to_plain(load_run_config(run_dir)), to_plain(config), free=FREE_KEYS)
+    return store
+
+
+def check_writable(run_dir: Path) -> None:
+    """Check that a run folder could be made, or written to, and leave nothing there.
+
+    Raises:
+        ConfigError: when it could not.
+    """
+    try:
+        there = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+        with TemporaryDirectory(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write run_dir={run_dir}: {error.strerror}; choose another folder"
+        ) from error
+
+
+def run_tokenizers(run_dir: Path, config: TrainRunConfig, *, save: bool = True) -> TokenizerPair:
+    """The run's tokenizers, made, or taken from the run it starts from, at its first start.
+
+    Args:
+        run_dir: the run folder.
+        config: of the run.
+        save: whether new ones are kept in the folder.
+    """
     if TokenizerPair.is_saved(run_dir):
         return TokenizerPair.load(run_dir, config.tokenizer)
     if config.start_from is not None:
@@ -112,7 +146,8 @@ def run_tokenizers(run_dir: Path, config: TrainRunConfig) -> TokenizerPair:
         corpus = read_corpus(config.data)
         sides = corpus.src_sentences(), corpus.tgt_sentences()
         tokenizers = build_tokenizers(config.tokenizer, *sides)
-    tokenizers.save(run_dir)
+    if save:
+        tokenizers.save(run_dir)
     return tokenizers
 
 

@@ -5,13 +5,15 @@ and decoder. Kernels and windows are 31 wide, that of the full convolution 3, an
 """
 
 import argparse
+from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightconv_mt.mixers import MIXERS, MixerSlot
+from lightconv_mt.mixers import MIXERS, MixerConfig, MixerSlot
 from lightconv_mt.ops import Backend
 
 
@@ -23,11 +25,25 @@ class Size(NamedTuple):
     num_heads: int
 
 
+class Product(NamedTuple):
+    """A product with weights: (rows, inner) by (inner, outer); a convolution's inner is K C."""
+
+    rows: int
+    inner: int
+    outer: int
+
+    @property
+    def multiply_adds(self) -> int:
+        """Those of the forward pass."""
+        return self.rows * self.inner * self.outer
+
+
 class Cost(NamedTuple):
-    """Of one layer; multiply-adds are those of a token."""
+    """Of one layer; multiply-adds are those of a token, products are in the order of their use."""
 
     parameters: int
     multiply_adds: float
+    products: tuple[Product, ...]
 
 
 SIZES = {"base": Size(512, 2048, 8), "big": Size(1024, 4096, 16)}
@@ -48,27 +64,39 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
 
 
 def count_cost(name: str, values: dict[str, Any], size: Size, *, causal: bool, length: int) -> Cost:
+    """Count one layer of a mixer that has these values."""
+    slot = MixerSlot(
+        layer=0, num_layers=1, causal=causal, num_heads=size.num_heads, ffn_dim=size.ffn_dim
+    )
+    return count_layer(MIXERS[name](**values), dim=size.dim, slot=slot, length=length)
+
+
+def count_layer(config: MixerConfig, *, dim: int, slot: MixerSlot, length: int) -> Cost:
     """Build a mixer without memory, run it on one sentence and count.
 
     Products with weights and between positions are counted, sums and softmaxes are not.
     """
-    slot = MixerSlot(
-        layer=0,
-        num_layers=1,
-        causal=causal,
-        num_heads=size.num_heads,
-        ffn_dim=size.ffn_dim,
-        backend=Backend.reference,
-    )
+    products: list[Product] = []
+
+    def note(module: nn.Module, _: Any, output: torch.Tensor) -> None:
+        assert isinstance(module.weight, torch.Tensor)
+        outer = module.weight.shape[0]
+        products.append(
+            Product(output.numel() // outer, module.weight.numel() // outer, outer),
+        )
+
     # The definition of the convolutions multiplies tap by tap, which torch does not count itself.
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mul: _two_each})
     with torch.device("meta"), torch.no_grad():
-        mixer = MIXERS[name](**values).build(dim=size.dim, slot=slot).eval()
+        mixer = config.build(dim=dim, slot=replace(slot, backend=Backend.reference)).eval()
+        for module in mixer.modules():
+            if isinstance(module, nn.Linear | nn.Conv1d):
+                module.register_forward_hook(note)
         mask = torch.ones(1, length, dtype=torch.bool)
         with counter:
-            mixer(torch.empty(1, length, size.dim), mask)
+            mixer(torch.empty(1, length, dim), mask)
     parameters = sum(parameter.numel() for parameter in mixer.parameters())
-    return Cost(parameters, counter.get_total_flops() / 2 / length)
+    return Cost(parameters, counter.get_total_flops() / 2 / length, tuple(products))
 
 
 def _two_each(*_: Any, out_shape: Any, **__: Any) -> int:

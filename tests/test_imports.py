@@ -34,6 +34,7 @@ LEVELS = {
     "overrides": 4,
     "compose": 4,
     "config": 4,
+    "rehearsal": 4,
     "run_folder": 4,
     "imported_run": 4,
     "start_from": 4,

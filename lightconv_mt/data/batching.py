@@ -160,7 +160,7 @@ class TokenBatcher:
         if config.truncate_source is not None:
             self._src_lengths = np.minimum(pairs.src_lengths, config.truncate_source + 1)
         self._fits = np.maximum(self._src_lengths, pairs.tgt_lengths) <= config.max_length
-        self.num_dropped = int((~self._fits).sum())
+        self.dropped = np.flatnonzero(~self._fits)  # pairs longer than `max_length`
         if not self._fits.any():
             raise DataError(
                 f"every training pair has more than batch.max_length={config.max_length} tokens"
@@ -170,6 +170,26 @@ class TokenBatcher:
     def num_batches(self, epoch: int) -> int:
         """Micro-batches of an epoch."""
         return len(self._batches(epoch))
+
+    def shapes(self, epoch: int) -> NDArray[np.int64]:
+        """What every micro-batch of an epoch holds, as planned: sampling may change it.
+
+        Returns:
+            (micro-batches, 4): sentences, width of sources, width of targets, real target tokens.
+        """
+        multiple = self.config.pad_multiple
+        sides = self._src_lengths, self.pairs.tgt_lengths
+        return np.array(
+            [
+                (
+                    len(indices),
+                    *(-(-int(side[indices].max()) // multiple) * multiple for side in sides),
+                    int(self.pairs.tgt_lengths[indices].sum()),
+                )
+                for indices in self._batches(epoch)
+            ],
+            dtype=np.int64,
+        )
 
     def batch(self, epoch: int, index: int) -> Batch:
         """One micro-batch."""

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -18,8 +17,6 @@ from lightconv_mt.data.tokenizer import TokenizerPair
 
 if TYPE_CHECKING:
     import pyarrow
-
-logger = logging.getLogger(__name__)
 
 ROWS_PER_BATCH = 10_000
 _FORMAT = 1  # raised when the layout changes, so that old caches are not read
@@ -54,6 +51,10 @@ class EncodedPairs:
     def __len__(self) -> int:
         """Number of pairs."""
         return len(self.src_lengths)
+
+    def report(self) -> list[str]:
+        """Lines on how many pairs each rule dropped, with examples."""
+        return self._path.with_name("report.txt").read_text().splitlines()
 
     def get(self, indices: Sequence[int]) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
         """Ids of the pairs, EOS included."""
@@ -97,8 +98,6 @@ def encode_corpus(corpus: Corpus, tokenizers: TokenizerPair) -> EncodedPairs:
             if not (folder / "pairs.arrow").exists():
                 raise
             shutil.rmtree(temporary)
-    for line in (folder / "report.txt").read_text().splitlines():
-        logger.info("data: %s", line)
     return EncodedPairs(folder / "pairs.arrow")
 
 

@@ -1,7 +1,10 @@
-"""Keeps freed memory in the process, so that every step does not ask the kernel for it anew."""
+"""Memory: what there is, and keeping freed memory, so that no step asks the kernel for it anew."""
 
 import ctypes
 import sys
+from pathlib import Path
+
+import torch
 
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -21,3 +24,40 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_M_MMAP_THRESHOLD, _NEVER), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _AHEAD))
     return all(mallopt(option, value) == 1 for option, value in settings)
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes of a device that this process may still take; None where the system does not tell.
+
+    On CPUs of Linux, the free memory of the machine, or of the process's control group if that has
+    less.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (kib,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+        free = 1024 * int(kib)
+    except (OSError, ValueError):
+        return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
+        return min(free, int(limit) - int(used))
+    except (OSError, ValueError):  # there is no such group, or its limit is "max"
+        return free
+
+
+def held_memory(device: torch.device) -> int:
+    """Bytes of a device that this process holds; 0 where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    try:
+        (kib,) = (
+            line.split()[1]
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("VmRSS:")
+        )
+        return 1024 * int(kib)
+    except (OSError, ValueError):
+        return 0

@@ -149,7 +149,7 @@ def test_long_pairs_are_dropped_and_counted(build: Build, pairs: EncodedPairs) -
     batcher = build(max_length=limit)
     fits = np.flatnonzero(np.maximum(pairs.src_lengths, pairs.tgt_lengths) <= limit)
     assert sorted(index for batch in batcher.iterate(0) for index in batch.indices) == fits.tolist()
-    assert batcher.num_dropped == 300 - len(fits) > 0
+    assert len(batcher.dropped) == 300 - len(fits) > 0
     with pytest.raises(DataError, match="every training pair has more than"):
         build(max_length=2)
 
@@ -160,7 +160,7 @@ def test_long_sources_are_cut_where_that_is_asked_for(
 ) -> None:
     whole = build(max_length=18)
     cut = build(max_length=18, truncate_source=10, sampling=sampling)
-    assert whole.num_dropped > cut.num_dropped == (pairs.tgt_lengths > 18).sum()
+    assert len(whole.dropped) > len(cut.dropped) == (pairs.tgt_lengths > 18).sum()
     long = 0
     for index in range(cut.num_batches(0)):
         batch = cut.batch(0, index)
