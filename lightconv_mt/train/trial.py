@@ -200,7 +200,7 @@ class TrialTrainer(Trainer):
         # Plain torch holds log-probabilities, probabilities and slopes beside them, in float32.
         a_logit = width if self.model.backend is Backend.native else width + 12
         logits = (
-            min(chunk_rows(vocab_size), rows * tgt * (2 if self.paired else 1))
+            min(chunk_rows(vocab_size, device=self.device), rows * tgt * (2 if self.paired else 1))
             * vocab_size
             * a_logit
         )

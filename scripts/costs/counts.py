@@ -208,7 +208,8 @@ def _loss(model: Seq2SeqTransformer, shape: Shape) -> Count:
     """
     vocab_size, dim = model.output_weight.shape
     own = 0 if model.output_projection is None else model.output_projection.numel()
-    rows = min(chunk_rows(vocab_size), shape.rows)
+    device = model.output_weight.device
+    rows = min(chunk_rows(vocab_size, device=device), shape.rows)
     chunks = shape.rows / rows
     count = Count(parameters=own, products=[Product(rows, dim, vocab_size)], repeats=[chunks])
     count.numbers = 2.0 * shape.rows * dim + chunks * 2 * vocab_size * dim

@@ -115,7 +115,7 @@ def jobs(*, reduced: bool) -> list[Job]:
         for must_spill in (True, False)
     ]
     types = ["bf16"] if reduced else list(TYPES)
-    calls = [
+    calls: list[Call | CrossEntropyCall | ResidualCall] = [
         *(
             Call(kind=kind, direction=direction, dtype=dtype, width=width)
             for width in (WIDTHS[3:0:-2] if reduced else WIDTHS[::-1])
