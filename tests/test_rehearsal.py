@@ -25,6 +25,7 @@ from lightconv_mt.train.checkpoint import CheckpointConfig
 from lightconv_mt.train.distributed import Distributed
 from lightconv_mt.train.loop import LoopConfig, Trainer
 from lightconv_mt.train.optim import OptimConfig
+from lightconv_mt.train.reader import StepBatches
 from lightconv_mt.train.schedule import InverseSqrtConfig
 from lightconv_mt.train.trial import TrialTrainer
 
@@ -113,9 +114,9 @@ def spy_on_steps(monkeypatch: pytest.MonkeyPatch) -> list[list[Batch]]:
     seen: list[list[Batch]] = []
     original = Trainer._step
 
-    def step(self: Trainer, micro_batches: list[tuple[Batch, int, int]], *rest: Any) -> None:
-        seen.append([batch for batch, _, _ in micro_batches])
-        original(self, micro_batches, *rest)
+    def step(self: Trainer, batches: StepBatches, *rest: Any) -> None:
+        seen.append(batches.own)
+        original(self, batches, *rest)
 
     monkeypatch.setattr(Trainer, "_step", step)
     return seen
