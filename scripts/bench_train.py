@@ -5,7 +5,7 @@ same recipe, each in a process of its own, which waits while another one trains:
 for each in turn, as many rounds as asked for; medians count. Peers run as they are installed, and
 once more with the settings of memory that `lcmt-train` gives itself (rows marked malloc).
 
-Before the table come the losses after as many target tokens. Where ours is further than a tolerance
+Before the table come the losses after as many updates. Where ours is further than a tolerance
 from fairseq's of the same architecture, speeds mean nothing and the exit code is 1.
 """
 

@@ -5,19 +5,17 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from peers.process import Window
 from peers.sides import Side
 
 # Losses of two sides of one architecture may be so far apart: label-smoothed, in nats a target
-# token, means of the second half of what both have read. fairseq's batches hold a tenth fewer real
-# tokens (it rounds sentences down to eights), so after as many tokens it has made more updates:
-# LightConv was 0.08 and 0.10 apart from two seeds of fairseq's after 123,000 tokens, where the loss
-# falls steepest, and those 0.01 from each other. Before anything is learned seeds alone differ by
-# 0.12 (standard deviation of eight; the commonest tokens, a fifth of the text, have the logits that
-# the draw gave them), so until ENOUGH tokens are read only gross mistakes are told.
-TOLERANCE, EARLY_TOLERANCE, ENOUGH = 0.15, 0.6, 100_000
+# token, means of the second half of the updates that both have made. It is updates that they share:
+# the learning rate follows them, and while it rises they count for more than tokens, of which
+# fairseq's batches hold a tenth fewer (it rounds sentences down to eights). Before anything is
+# learned seeds alone differ by 0.12 (standard deviation of eight; the commonest tokens, a fifth of
+# the text, have the logits that the draw gave them), so until ENOUGH updates only gross mistakes
+# are told.
+TOLERANCE, EARLY_TOLERANCE, ENOUGH = 0.15, 0.6, 30
 MARKS = 8
 
 
@@ -59,28 +57,24 @@ class Row:
         return max(window.peak_megabytes for window in self.windows)
 
     @property
-    def tokens(self) -> int:
-        """Target tokens trained on, those before the clock too."""
-        return sum(tokens for window in self.windows for tokens, _, _ in window.done)
+    def updates(self) -> int:
+        """Updates made, those before the clock too."""
+        return sum(len(window.done) for window in self.windows)
 
-    def mean_losses(self, start: float, end: float) -> tuple[float, float]:
-        """Label-smoothed loss and likelihood in nats a token, of the tokens from start to end."""
-        done = [each for window in self.windows for each in window.done]
-        sums = np.cumsum(np.array([(0, 0.0, 0.0), *done]), axis=0)
-        means = [
-            float(np.diff(np.interp([start, end], sums[:, 0], sums[:, column]))[0]) / (end - start)
-            for column in (1, 2)
-        ]
-        return means[0], means[1]
+    def mean_losses(self, start: int, end: int) -> tuple[float, float]:
+        """Label-smoothed loss and likelihood in nats a token, of the updates from start to end."""
+        done = [each for window in self.windows for each in window.done][start:end]
+        tokens, loss, nll = (sum(column) for column in zip(*done, strict=True))
+        return loss / tokens, nll / tokens
 
 
 def show_curves(rows: Sequence[Row]) -> list[str]:
-    """Losses of the sides of one size after as many target tokens, as Markdown."""
-    common = min(row.tokens for row in rows)
-    updates = min(sum(len(window.done) for window in row.windows) for row in rows)
-    ends = np.linspace(0, common, min(MARKS, updates) + 1)
-    heads = [f"{end / 1000:.0f}k" for end in ends[1:]]
-    lines = [f"| {rows[0].size}: loss / nll up to | {' | '.join(heads)} |"]
+    """Losses of the sides of one size after as many updates, as Markdown."""
+    common = min(row.updates for row in rows)
+    marks = min(MARKS, common)
+    ends = [common * mark // marks for mark in range(marks + 1)]
+    heads = list(map(str, ends[1:]))
+    lines = [f"| {rows[0].size}: loss / nll up to update | {' | '.join(heads)} |"]
     lines.append("|---|" + "---|" * len(heads))
     for row in rows:
         means = [row.mean_losses(*pair) for pair in zip(ends[:-1], ends[1:], strict=True)]
@@ -92,8 +86,8 @@ def show_curves(rows: Sequence[Row]) -> list[str]:
 def judge_losses(rows: Sequence[Row]) -> tuple[list[str], bool]:
     """Whether our losses are those of the peer of the same architecture, fairseq's.
 
-    Compared is the mean label-smoothed loss over the second half of the tokens that both have
-    trained on, at one size.
+    Compared is the mean label-smoothed loss over the second half of the updates that both have
+    made, at one size.
 
     Returns:
         A line for each comparison, and whether all hold.
@@ -105,8 +99,8 @@ def judge_losses(rows: Sequence[Row]) -> tuple[list[str], bool]:
                 continue
             if row.side.model != peer.side.model:
                 continue
-            common = min(row.tokens, peer.tokens)
-            ours, theirs = (each.mean_losses(common / 2, common)[0] for each in (row, peer))
+            common = min(row.updates, peer.updates)
+            ours, theirs = (each.mean_losses(common // 2, common)[0] for each in (row, peer))
             tolerance = TOLERANCE if common >= ENOUGH else EARLY_TOLERANCE
             within = abs(ours - theirs) <= tolerance
             agree &= within
@@ -114,7 +108,7 @@ def judge_losses(rows: Sequence[Row]) -> tuple[list[str], bool]:
                 f"{row.size}: {row.title} {ours:.3f}, {peer.title} {theirs:.3f} nats a token: "
                 f"{abs(ours - theirs):.3f} apart, "
                 f"{'within' if within else 'MORE THAN'} {tolerance}"
-                + (f" (of too few tokens to tell more: {common:,})" if common < ENOUGH else "")
+                + (f" (too few updates to tell more: {common})" if common < ENOUGH else "")
             )
     return lines, agree
 

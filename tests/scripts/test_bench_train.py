@@ -222,13 +222,13 @@ def test_our_side_is_lcmt_train_held_between_windows(tmp_path: Path) -> None:
 
 
 def row(key: str, *speeds: float, size: str = "tiny", peak: float = 1000.0, **losses: Any) -> Row:
-    """A row with windows of 100 tokens at the given speeds, the last of many tokens."""
-    level, total = losses.get("level", 6.0), losses.get("total", 4 * ENOUGH)
+    """A row with windows of 100 tokens at the given speeds."""
+    level, updates = losses.get("level", 6.0), losses.get("updates", ENOUGH)
     windows = [
         Window(
             tokens=100,
             seconds=100 / speed,
-            done=[(total // (2 * len(speeds)), level * (total // (2 * len(speeds))), 0.0)] * 2,
+            done=[(100, 100 * level, 0.0)] * updates,
             peak_megabytes=peak,
             other_load=0.0,
         )
@@ -237,16 +237,16 @@ def row(key: str, *speeds: float, size: str = "tiny", peak: float = 1000.0, **lo
     return Row(SIDES[key], size, {"parameters": 2e6, "version": "1", "threads": 2}, windows)
 
 
-def test_losses_are_means_over_the_same_tokens() -> None:
+def test_losses_are_means_over_the_same_updates() -> None:
     done = [(10, 90.0, 80.0), (10, 70.0, 60.0), (20, 100.0, 80.0)]
     window = Window(tokens=40, seconds=1, done=done, peak_megabytes=1, other_load=0)
     read = Row(SIDES["lightconv-fp32"], "tiny", {}, [window])
-    assert read.tokens == 40
-    assert read.mean_losses(0, 10) == (9.0, 8.0)
-    assert read.mean_losses(5, 20) == pytest.approx(((45 + 70) / 15, (40 + 60) / 15))
-    assert read.mean_losses(20, 40) == pytest.approx((5.0, 4.0))
+    assert read.updates == 3
+    assert read.mean_losses(0, 1) == (9.0, 8.0)
+    assert read.mean_losses(0, 2) == pytest.approx((160 / 20, 140 / 20))
+    assert read.mean_losses(1, 3) == pytest.approx((170 / 30, 140 / 30))
     lines = report.show_curves([read, read])
-    assert lines[0] == "| tiny: loss / nll up to | 0k | 0k | 0k |"
+    assert lines[0] == "| tiny: loss / nll up to update | 1 | 2 | 3 |"
     assert lines[2] == lines[3] and lines[2].endswith("| 5.000 / 4.000 |")
 
 
@@ -257,9 +257,9 @@ def test_a_loss_apart_from_the_peer_s_is_refused() -> None:
     apart = row("lightconv-fp32", 300, level=6.3)
     lines, agree = judge_losses([ours_is, apart, peer])
     assert not agree and "0.200 apart, MORE THAN 0.15" in lines[1]
-    short = row("lightconv-fp32", 300, level=6.3, total=ENOUGH // 2)
+    short = row("lightconv-fp32", 300, level=6.3, updates=ENOUGH // 2)
     lines, agree = judge_losses([short, peer])
-    assert agree and "within 0.6 (of too few tokens to tell more: 50,000)" in lines[0]
+    assert agree and "within 0.6 (too few updates to tell more: 15)" in lines[0]
     assert judge_losses([row("dynamicconv-fp32", 300), peer]) == ([], True)
 
 
