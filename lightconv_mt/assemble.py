@@ -87,8 +87,6 @@ def _train(
             open_run(run_dir, config)
         tokenizers = run_tokenizers(run_dir, config)
         pairs = encode_corpus(read_corpus(config.data), tokenizers)
-    for line in pairs.report():
-        logger.info("data: %s", line)
     trainer, validator = build_trainer(
         Trainer,
         config,
@@ -98,6 +96,8 @@ def _train(
         precision=precision,
         distributed=distributed,
     )
+    for line in (*pairs.report(), *trainer.batcher.report()):
+        logger.info("data: %s", line)
     logger.info(
         "model: %s parameters",
         f"{sum(parameter.numel() for parameter in trainer.model.parameters()):,}",

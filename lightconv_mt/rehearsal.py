@@ -12,7 +12,7 @@ from torch import nn
 
 from lightconv_mt.assemble import build_trainer, start_runtime
 from lightconv_mt.config import TrainRunConfig
-from lightconv_mt.data.corpus import EXAMPLES_PER_RULE, read_corpus
+from lightconv_mt.data.corpus import read_corpus
 from lightconv_mt.data.encoded import encode_corpus
 from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.model.transformer import Seq2SeqTransformer
@@ -67,7 +67,7 @@ def _sections(
     left = steps_left(trainer, len(shapes))
     yield "run", [_where(run_dir, trainer, left, resumed=resumed)]
     yield "parameters", _table(count_parameters(trainer.model))
-    yield "data", [*pairs.report(), *_dropped(trainer)]
+    yield "data", [*pairs.report(), *trainer.batcher.report()]
     if left:
         yield "first batch", [*_first_batch(trainer, tokenizers)]
     footprint = trainer.footprint(shapes)
@@ -133,16 +133,6 @@ def _where(run_dir: Path, trainer: TrialTrainer, left: int, *, resumed: bool) ->
     if not left:
         return f"{run_dir} is trained to its end at {where}; averaging and scoring are left"
     return f"{run_dir} would go on from {where}: {left:,} steps, up to {state.step + left:,}"
-
-
-def _dropped(trainer: TrialTrainer) -> Iterator[str]:
-    """What is too long in tokens, which the data report does not know of."""
-    batcher = trainer.batcher
-    if len(batcher.dropped):
-        rule = f"longer than batch.max_length={batcher.config.max_length} tokens"
-        yield f"{len(batcher.dropped):,} pairs left out: {rule}"
-        for pair in batcher.pairs.texts(batcher.dropped[:EXAMPLES_PER_RULE].tolist()):
-            yield f"    {pair.src[:80]!r} | {pair.tgt[:80]!r}"
 
 
 def _first_batch(trainer: TrialTrainer, tokenizers: TokenizerPair) -> Iterator[str]:

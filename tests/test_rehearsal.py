@@ -126,6 +126,7 @@ def test_it_tells_what_the_run_then_does(
     configure: Configure,
     tmp_path: Path,
     capsys: Captured,
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = configure(
@@ -137,7 +138,9 @@ def test_it_tells_what_the_run_then_does(
     assert "main: 1 pairs dropped: duplicate\n      'alpha alpha 0' | 'ALPHA ALPHA 0'" in told
     assert "1 pairs left out: longer than batch.max_length=64 tokens\n      'alpha beta" in told
     steps = spy_on_steps(monkeypatch)
-    assert assemble.train(config) == 0
+    with caplog.at_level("INFO", logger="lightconv_mt"):
+        assert assemble.train(config) == 0
+    assert "data: 1 pairs left out: longer than batch.max_length=64 tokens" in caplog.messages
     tokenizers = TokenizerPair.load(tmp_path / "run", config.tokenizer)
     first = steps[0][0]
     shapes = f"source {tuple(first.src.shape)}, target {tuple(first.tgt_in.shape)}, "

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightconv_mt.data.corpus import EXAMPLES_PER_RULE
 from lightconv_mt.data.encoded import EncodedPairs
 from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.data.tokenizer_base import SpecialIds
@@ -166,6 +167,16 @@ class TokenBatcher:
                 f"every training pair has more than batch.max_length={config.max_length} tokens"
             )
         self._plan: tuple[int, list[NDArray[np.int64]]] = (-1, [])
+
+    def report(self) -> Iterator[str]:
+        """Lines on the pairs that are too long in tokens, which the corpus does not know of."""
+        if len(self.dropped):
+            yield (
+                f"{len(self.dropped):,} pairs left out: longer than "
+                f"batch.max_length={self.config.max_length} tokens"
+            )
+            for pair in self.pairs.texts(self.dropped[:EXAMPLES_PER_RULE].tolist()):
+                yield f"    {pair.src[:80]!r} | {pair.tgt[:80]!r}"
 
     def num_batches(self, epoch: int) -> int:
         """Micro-batches of an epoch."""
