@@ -87,6 +87,8 @@ def _train(
             open_run(run_dir, config)
         tokenizers = run_tokenizers(run_dir, config)
         pairs = encode_corpus(read_corpus(config.data), tokenizers)
+    for line in pairs.report():
+        logger.info("data: %s", line)
     trainer, validator = build_trainer(
         Trainer,
         config,
@@ -96,7 +98,7 @@ def _train(
         precision=precision,
         distributed=distributed,
     )
-    for line in (*pairs.report(), *trainer.batcher.report()):
+    for line in trainer.batcher.report():
         logger.info("data: %s", line)
     logger.info(
         "model: %s parameters",
@@ -152,15 +154,7 @@ def build_trainer(
         CheckpointError: when the weights to start from do not fit.
     """
     store = CheckpointStore(Path(config.run_dir), config.checkpoint)
-    batcher = TokenBatcher(
-        pairs,
-        config.batch,
-        tokenizers=tokenizers,
-        seed=config.seed,
-        sampling=config.tokenizer.sampling,
-        weights=[source.weight for source in config.data.train.values()],
-        temperature=config.data.temperature,
-    )
+    batcher = build_batcher(config, tokenizers, pairs)
     torch.manual_seed(config.seed)
     model = build_model(config.model, tokenizers, config.runtime)
     if config.start_from is not None and not store.steps():
@@ -207,6 +201,21 @@ def build_trainer(
         compiled=config.runtime.compile,
     )
     return trainer, validator
+
+
+def build_batcher(
+    config: TrainRunConfig, tokenizers: TokenizerPair, pairs: EncodedPairs
+) -> TokenBatcher:
+    """Build what gives a run its batches."""
+    return TokenBatcher(
+        pairs,
+        config.batch,
+        tokenizers=tokenizers,
+        seed=config.seed,
+        sampling=config.tokenizer.sampling,
+        weights=[source.weight for source in config.data.train.values()],
+        temperature=config.data.temperature,
+    )
 
 
 def start_runtime(config: RuntimeConfig) -> tuple[torch.device, torch.dtype]:

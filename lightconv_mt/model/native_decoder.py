@@ -16,7 +16,7 @@ from lightconv_mt.model.native_mixer import (
     add_norm,
     parts_of,
     remembers_all,
-    unsupported_mixer,
+    unsupported_layers,
 )
 from lightconv_mt.model.token_lists import TokenLists
 from lightconv_mt.model.transformer import Seq2SeqTransformer
@@ -340,12 +340,7 @@ class _LayerFrames:
 
 def unsupported(model: Seq2SeqTransformer) -> str | None:
     """Why the C++ decoder cannot run a model, or None where it can."""
-    for layer in model.decoder.layers:
-        assert isinstance(layer, DecoderLayer)
-        reason = unsupported_mixer(layer.mixer)
-        if reason is not None:
-            return reason
-    return None
+    return unsupported_layers(model.decoder.layers)
 
 
 def _add_layer(

@@ -8,12 +8,10 @@ from torch import Tensor, nn
 from lightconv_mt.model.decoder import DecoderLayer
 from lightconv_mt.model.embedding import FIRST_POSITION, sinusoidal_positions
 from lightconv_mt.model.encoder import EncoderLayer
-from lightconv_mt.model.native_mixer import add_norm, parts_of, unsupported_mixer
+from lightconv_mt.model.native_mixer import add_norm, parts_of, unsupported_layers
 from lightconv_mt.model.transformer import Seq2SeqTransformer
-from lightconv_mt.ops.decoder_step import Program
+from lightconv_mt.ops.decoder_step import LANES, Program
 from lightconv_mt.ops.encode import encode
-
-LANES = 16  # sources are padded to whole vectors of the widest machine
 
 
 @dataclass(frozen=True)
@@ -129,9 +127,4 @@ class NativeEncoder:
 
 def unsupported_encoder(model: Seq2SeqTransformer) -> str | None:
     """Why the C++ encoder cannot run a model, or None where it can."""
-    for layer in model.encoder.layers:
-        assert isinstance(layer, EncoderLayer)
-        reason = unsupported_mixer(layer.mixer)
-        if reason is not None:
-            return reason
-    return None
+    return unsupported_layers(model.encoder.layers)

@@ -1,5 +1,6 @@
 """Which mixers the C++ encoder and decoder have, and what of them they read."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +67,16 @@ def unsupported_mixer(mixer: TokenMixer) -> str | None:
             return "it has no kernels renormalised at the edges or predicted from the input"
     elif not isinstance(mixer, DepthwiseMixer | AttentionMixer):
         return f"it has no {type(mixer).__name__}"
+    return None
+
+
+def unsupported_layers(layers: Iterable[nn.Module]) -> str | None:
+    """Why C++ cannot run the mixer of some layer, or None where it can run them all."""
+    for layer in layers:
+        assert isinstance(layer.mixer, TokenMixer)
+        reason = unsupported_mixer(layer.mixer)
+        if reason is not None:
+            return reason
     return None
 
 

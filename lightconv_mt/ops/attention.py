@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightconv_mt.ops.dispatch import Backend, choose
-from lightconv_mt.ops.native import KERNEL_TYPES, load_library
+from lightconv_mt.ops.native import KERNEL_TYPES, load_library, rows
 from lightconv_mt.ops.register import register_op
 
 _CALL = struct.Struct("=10Q12q9qd")  # `Call` of csrc/attention.cpp
@@ -111,8 +111,10 @@ def _attention(
     """The mixed values (B, T, H, D), and log2 of the sums of the softmax (B, H, T)."""
     batch, heads, targets, size = query.shape
     out = query.new_empty(batch, targets, heads, size)
-    log_sums = query.new_empty(batch, heads, targets, dtype=_sums(query.dtype))
-    inputs = _rows(query), _rows(key), _rows(value)
+    log_sums = query.new_empty(
+        batch, heads, targets, dtype=torch.promote_types(query.dtype, torch.float32)
+    )
+    inputs = rows(query), rows(key), rows(value)
     mask = None if mask is None else mask.contiguous()
     _run("lcmt_attention", inputs, mask, log_sums, (causal, dropout, seed), out=out)
     return out, log_sums
@@ -130,7 +132,7 @@ def _attention_backward(
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, in memory as (B, T or S, H, D)."""
-    inputs = _rows(query), _rows(key), _rows(value)
+    inputs = rows(query), rows(key), rows(value)
     grads = tuple(
         torch.empty_like(each.transpose(1, 2), memory_format=torch.contiguous_format)
         for each in inputs
@@ -142,20 +144,11 @@ def _attention_backward(
         mask,
         log_sums,
         (causal, dropout, seed),
-        grad=_rows(grad.transpose(1, 2)),
+        grad=rows(grad.transpose(1, 2)),
         grads=grads,
     )
     first, second, third = (each.transpose(1, 2) for each in grads)
     return first, second, third
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Channels side by side; other strides as they are."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def _sums(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 _kernel = register_op(
@@ -166,7 +159,7 @@ _kernel = register_op(
     cuda=None,
     shapes=lambda query, *_: (
         query.new_empty(query.transpose(1, 2).shape),
-        query.new_empty(query.shape[:3], dtype=_sums(query.dtype)),
+        query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32)),
     ),
 )
 _backward_kernel = register_op(

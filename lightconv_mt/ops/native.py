@@ -227,7 +227,7 @@ def _run(
     grads: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Describe tensors to a kernel and run it on torch's number of threads."""
-    x, grad_y = _rows(x), None if grad_y is None else _rows(grad_y)
+    x, grad_y = rows(x), None if grad_y is None else rows(grad_y)
     (batch, time, channels), (heads, width) = x.shape, weight.shape[-2:]
     padding_left, normalize, dropout, seed = options
     grad_x, grad_weight = grads or (None, None)
@@ -261,7 +261,7 @@ def _run(
 def _run_step(
     x: Tensor, ring: Tensor, position: Tensor, weight: Tensor, *, normalize: bool, dynamic: bool
 ) -> Tensor:
-    x, position, weight = _rows(x), position.contiguous(), weight.contiguous()
+    x, position, weight = rows(x), position.contiguous(), weight.contiguous()
     sums = torch.float64 if x.dtype is torch.float64 else torch.float32
     if weight.dtype is not x.dtype:
         weight = weight.to(sums)
@@ -287,6 +287,6 @@ def _run_step(
     return y
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows(x: Tensor) -> Tensor:
     """Channels side by side; other strides as they are."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

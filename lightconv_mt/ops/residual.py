@@ -153,7 +153,7 @@ def _residual_norm(
     x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, dropout: float, seed: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output, what the norm read, and its mean and 1 / deviation a row."""
-    x, y, sums = x.contiguous(), y.contiguous(), _sums(x.dtype)
+    x, y, sums = x.contiguous(), y.contiguous(), torch.promote_types(x.dtype, torch.float32)
     out, joined = torch.empty_like(x), torch.empty_like(x, dtype=sums)
     statistics = torch.empty(*x.shape[:-1], 2, dtype=sums)
     _run(
@@ -206,10 +206,6 @@ def _residual_norm_backward(
     return grad_x, grad_y, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
 
 
-def _sums(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype is torch.float64 else torch.float32
-
-
 _residual_kernel = register_op(
     "residual",
     "(Tensor? x, Tensor y, float dropout, SymInt seed, ScalarType dtype) -> Tensor",
@@ -225,8 +221,8 @@ _norm_kernel = register_op(
     cuda=None,
     shapes=lambda x, *_: (
         x.new_empty(x.shape),
-        x.new_empty(x.shape, dtype=_sums(x.dtype)),
-        x.new_empty((*x.shape[:-1], 2), dtype=_sums(x.dtype)),
+        x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32)),
+        x.new_empty((*x.shape[:-1], 2), dtype=torch.promote_types(x.dtype, torch.float32)),
     ),
 )
 _norm_backward_kernel = register_op(

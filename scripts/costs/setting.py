@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lightconv_mt.assemble import choose_device
+from lightconv_mt.assemble import build_batcher, choose_device
 from lightconv_mt.config import TrainRunConfig
-from lightconv_mt.data.batching import Batch, TokenBatcher, collate
+from lightconv_mt.data.batching import Batch, collate
 from lightconv_mt.data.corpus import read_corpus
 from lightconv_mt.data.encoded import encode_corpus
 from lightconv_mt.data.tokenizer import TRAINED_IDS
@@ -44,15 +44,7 @@ def from_data(config: TrainRunConfig) -> Setting:
         pairs = encode_corpus(read_corpus(config.data), tokenizers)
     except DataError as error:
         raise DataError(f"{error}; --random needs no data") from error
-    batcher = TokenBatcher(
-        pairs,
-        config.batch,
-        tokenizers=tokenizers,
-        seed=config.seed,
-        sampling=config.tokenizer.sampling,
-        weights=[source.weight for source in config.data.train.values()],
-        temperature=config.data.temperature,
-    )
+    batcher = build_batcher(config, tokenizers, pairs)
     shapes = batcher.shapes(0)
     means = np.average(shapes[:, 1:3], axis=0, weights=shapes[:, 0])
     place = int(np.abs(shapes[:, 1:3] / means - 1).sum(axis=1).argmin())

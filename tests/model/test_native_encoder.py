@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from odd_models import build_model, need_library, sources_of
 from torch import Tensor, nn
 
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.native_encoder import NativeEncoder, unsupported_encoder
-from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
-from lightconv_mt.ops import encode, native
+from lightconv_mt.model.transformer import Seq2SeqTransformer, Tying
+from lightconv_mt.ops import encode
 
-VOCAB = 77
 CONV = {"encoder_kernel_sizes": [1, 6, 21], "decoder_kernel_sizes": [3]}
 MODELS: dict[str, dict[str, Any]] = {
     "lightconv": {**CONV, "num_heads": 3},
@@ -30,38 +30,9 @@ LARGEST = 127
 def build(
     name: str, *, pre_norm: bool = False, dim: int = 30, layers: int = 3, **fields: Any
 ) -> Seq2SeqTransformer:
-    torch.manual_seed(1)
-    config = ModelConfig(
-        mixer=MIXERS[name](**{**MODELS.get(name, {}), **fields}),
-        dim=dim,
-        decoder_dim=24,
-        tying=Tying.decoder,
-        ffn_dim=44,
-        num_heads=2,
-        encoder_layers=layers,
-        decoder_layers=2,
-        pre_norm=pre_norm,
-    )
-    sizes = {"src_vocab_size": VOCAB, "tgt_vocab_size": VOCAB, "src_pad_id": 0, "tgt_pad_id": 0}
-    model = Seq2SeqTransformer(config, **sizes).eval()
-    for parameter in model.parameters():  # biases and norms that matter
-        if parameter.dim() == 1:
-            nn.init.normal_(parameter, mean=0.3, std=0.5)
-    return model
-
-
-def sources_of(lengths: list[int]) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(len(lengths))
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    src = torch.randint(4, VOCAB, mask.shape, generator=generator)
-    return src.masked_fill(~mask, 0), mask
-
-
-def need_library(march: str = "native") -> Any:
-    try:
-        return native.load_library(march)
-    except native.NativeUnavailableError as error:
-        pytest.skip(f"no native kernels for {march}: {error}")
+    mixer = MIXERS[name](**{**MODELS.get(name, {}), **fields})
+    sizes = {"dim": dim, "decoder_dim": 24, "tying": Tying.decoder, "encoder_layers": layers}
+    return build_model(mixer, pre_norm=pre_norm, **sizes)
 
 
 def compare(model: Seq2SeqTransformer, encoder: NativeEncoder, lengths: list[int]) -> float:
