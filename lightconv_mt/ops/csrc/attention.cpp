@@ -175,8 +175,7 @@ struct Head {
           store(score + at, value);
           top = larger(value, top);
         }
-        A highest = top[0];
-        for (int lane = 1; lane < W; ++lane) highest = std::max(highest, top[lane]);
+        A highest = max_lanes<A>(top);
         if (highest == -std::numeric_limits<A>::infinity()) highest = A(0);  // sees nothing
         Vec<A> total = {};
         for (i64 at = 0; at < n; at += W) {

@@ -16,13 +16,6 @@ struct Call {
   double scale, peak, spread, agreement;
 };
 
-template <class A>
-A max_lanes(Vec<A> value) {
-  A top = value[0];
-  for (int lane = 1; lane < Lanes<A>::count; ++lane) top = std::max(top, value[lane]);
-  return top;
-}
-
 template <class S>
 struct Row {
   using A = typename Accumulator<S>::type;

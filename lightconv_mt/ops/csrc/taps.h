@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "dropout.h"
 #include "vector.h"
 
 inline i64 round_up(i64 value, i64 unit) { return (value + unit - 1) / unit * unit; }
@@ -44,21 +45,11 @@ template <class A>
 void drop(double dropout, uint64_t seed, u32 first, u32 row_step, i64 rows, A* taps, i64 lanes,
           i64 stride) {
   constexpr int W = Lanes<A>::count;
-  using Words = typename Lanes<A>::Words;
-  const u32 threshold = u32(std::min(std::nearbyint(dropout * 4294967296.0), 4294967295.0));
-  const A scale = A(1.0 / (1.0 - dropout));
-  Words lane;
-  for (int at = 0; at < W; ++at) lane[at] = u32(at);
+  const Dropout<A> dropped(dropout, i64(seed));
   for (i64 row = 0; row < rows; ++row, first += row_step, taps += stride)
     for (i64 at = 0; at < lanes; at += W) {
-      Words word = lowbias32((lane + (first + u32(at))) ^ u32(seed));
-      auto kept = lowbias32(word ^ u32(seed >> 32)) >= threshold;
       const int n = int(std::min<i64>(W, lanes - at));
-      Vec<A> factor = __builtin_convertvector(-kept, Vec<A>) * scale;
-      if (n == W)
-        store(taps + at, load(taps + at) * factor);
-      else
-        store_part(taps + at, load_part(taps + at, n, A(0)) * factor, n);
+      put(taps + at, dropped(take(taps + at, n), first + u32(at)), n);
     }
 }
 

@@ -1,5 +1,6 @@
 // Vectors of the machine's width in GCC's own notation: one source for AVX-512, AVX2, SSE and NEON.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -263,6 +264,13 @@ inline A sum_lanes(Vec<A> value) {
   for (int half = Lanes<A>::count / 2; half; half /= 2)
     for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
   return lanes[0];
+}
+
+template <class A>
+inline A max_lanes(Vec<A> value) {
+  A top = value[0];
+  for (int lane = 1; lane < Lanes<A>::count; ++lane) top = std::max<A>(top, value[lane]);
+  return top;
 }
 
 // Take lanes of two vectors, as numbered by INDEX (the second's count on).
