@@ -27,6 +27,7 @@ from lightconv_mt.train.checkpoint import (
 from lightconv_mt.train.compile import compile_layers, example_batch
 from lightconv_mt.train.distributed import Distributed
 from lightconv_mt.train.loss import LabelSmoothedLoss, Objective
+from lightconv_mt.train.memory import give_back_freed_memory
 from lightconv_mt.train.monitor import SilentMonitor
 from lightconv_mt.train.optim import OptimConfig, build_optimizer, clip_gradients
 from lightconv_mt.train.reader import StepBatches, StepReader
@@ -36,6 +37,8 @@ from lightconv_mt.train.state import TrainState, Validation
 
 logger = logging.getLogger(__name__)
 
+# Taking the memory anew costs half the time of a step.
+GIVE_BACK_EVERY_STEPS = 100
 # A norm this many deviations above its running mean is logged; the mean looks back some 100 steps.
 SPIKE_DEVIATIONS, NORM_MEMORY = 6.0, 0.99
 
@@ -189,6 +192,8 @@ class Trainer:
             self._step(reader.next(), reader.read_ahead, monitor)
             state = self.state
             monitor.advance()
+            if state.step % GIVE_BACK_EVERY_STEPS == 0:
+                give_back_freed_memory()
             if state.step % self.loop.log_every_steps == 0:
                 elapsed = time.perf_counter() - self._started
                 timing = {
