@@ -152,6 +152,17 @@ def test_unknown_choices_are_refused_with_the_known_ones() -> None:
         score(["a"], [["a"]], tokenize="moses")
 
 
+def test_japanese_is_scored_by_words_of_mecab_which_spaces_do_not_change() -> None:
+    hypothesis, reference = "私はテニス部員です。", "私はテニスの部員です。"
+    spaced = "私 は テニス 部員 です 。", "私 は テニス の 部員 です 。"
+    (by_words,) = score([hypothesis], [[reference]], metrics=["bleu"], tgt_lang="ja")
+    assert "|tok:ja-mecab-0.996-IPA|" in by_words.signature
+    (split,) = score([spaced[0]], [[spaced[1]]], metrics=["bleu"], tokenize="none")
+    assert by_words.value == pytest.approx(split.value)
+    (by_characters,) = score([hypothesis], [[reference]], metrics=["bleu"], tokenize="char")
+    assert "|tok:char|" in by_characters.signature and by_characters.value > by_words.value
+
+
 def test_a_tokenizer_that_is_not_installed_is_named_with_its_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
