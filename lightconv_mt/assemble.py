@@ -42,7 +42,7 @@ from lightconv_mt.train.checkpoint import (
 )
 from lightconv_mt.train.distributed import Distributed, Parallel, join_processes, local_rank
 from lightconv_mt.train.loop import Trainer
-from lightconv_mt.train.memory import keep_freed_memory
+from lightconv_mt.train.memory import bound_kernel_cache, keep_freed_memory
 from lightconv_mt.train.monitor import Monitor, SilentMonitor
 from lightconv_mt.train.signals import SignalFlag
 from lightconv_mt.train.storage import replace_text
@@ -226,6 +226,7 @@ def start_runtime(config: RuntimeConfig) -> tuple[torch.device, torch.dtype]:
     """
     if config.keep_memory and keep_freed_memory():
         logger.debug("glibc keeps freed memory")
+    bound_kernel_cache()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = choose_device(config)
