@@ -49,7 +49,7 @@ def compose(command: str, arguments: list[str], *, root: type, registers: Regist
     overrides = [shape(word, root, registers=registers) for word in options.overrides]
     words, sources = take_sources(overrides)
     if sources:
-        added = {"data": {"train": sources}}
+        added = {"data": sources}
         group, name = ADDED_SOURCES.split("/")
         ConfigStore.instance().store(name, added, group=group, package="_global_")
         words.append(f"+{group}={name}")

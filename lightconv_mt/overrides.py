@@ -28,7 +28,9 @@ _REFUSED = re.compile(
 _ASSIGNMENT = re.compile(r"(?P<key>\+{0,2}[\w.]+)=(?P<value>.+)", re.DOTALL)
 
 ADDED_SOURCES = "added/sources"  # what `take_sources` took, as a config that Hydra merges
-_NEW_SOURCE = re.compile(r"\+data\.train\.(?P<name>\w+)\.(?P<field>\w+)=")
+_NEW_SOURCE = re.compile(
+    r"(?:\+data\.(?P<train>train\.\w+)|\+{0,2}data\.test)(?:\.(?P<field>\w+)=|=(?=\{))"
+)
 
 
 def quote_text(override: str, root: type, *, registers: Registers) -> str:
@@ -71,23 +73,32 @@ def bracket_values(override: str, root: type, *, registers: Registers) -> str:
     return f"{match['key']}={values}"
 
 
-def take_sources(overrides: list[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Take out the words that add a corpus, `+data.train.NAME.FIELD=VALUE`.
+def take_sources(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take out the words that add a corpus or a test set.
 
-    Hydra adds no element to a typed dictionary by its fields, but merges a whole one.
+    These are `+data.train.NAME.FIELD=VALUE`, `data.test.FIELD=VALUE`, and either with `={...}`.
+    Hydra adds no element to a typed dictionary by its fields, nor fields to a null that might have
+    them, but merges whole ones.
 
     Returns:
-        The other words, and the values by corpus and field.
+        The other words, and the values of `data`.
     """
     others: list[str] = []
-    sources: dict[str, dict[str, Any]] = {}
+    sources: dict[str, Any] = {}
     for word in overrides:
         match = _NEW_SOURCE.match(word)
         parsed = OverridesParser.create().parse_override(word) if match else None
         if match is None or parsed is None or parsed.is_sweep_override():
             others.append(word)
-        else:
-            sources.setdefault(match["name"], {})[match["field"]] = parsed.value()
+            continue
+        place = sources
+        for name in (match["train"] or "test").split("."):
+            place = place.setdefault(name, {})
+        value = parsed.value()
+        if match["field"]:
+            value = {match["field"]: value}
+        assert isinstance(value, dict), word
+        place.update(value)
     return others, sources
 
 

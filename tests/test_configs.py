@@ -345,6 +345,25 @@ def test_a_corpus_is_added_by_its_fields() -> None:
     assert "give src=FILE and tgt=FILE" in complaint("train", missing)
 
 
+def test_a_test_set_is_added_where_there_is_none() -> None:
+    line = f"run_dir=x data=text {TEXT}"
+    assert composed("train", line).data.test is None
+    for words in (
+        "data.test.format=text data.test.src='made=1,2.txt' data.test.tgt=real",
+        "+data.test.format=text +data.test.src='made=1,2.txt' +data.test.tgt=real",
+        "'data.test={format: text, src: \"made=1,2.txt\", tgt: real}'",
+    ):
+        found = composed("train", f"{line} {words}").data.test
+        assert (found.format.name, found.src, found.tgt) == ("text", "made=1,2.txt", "real")
+    own = composed("train", "run_dir=x experiment=multi30k_tiny data.test.src=mine").data.test
+    assert own.src == "mine" and own.tgt.endswith("test_2016_flickr.de.gz")
+    told = complaint("train", f"{line} data.test.src=a data.test.tgt=b")
+    assert "data.test.format" in told
+    assert complaint("train", f"{line} data.test.format=text data.test.scr=a").startswith(
+        "there is no key data.test.scr; "
+    )
+
+
 def test_several_run_folders_are_a_list_and_the_values_of_a_sweep_are_not() -> None:
     assert composed("translate", "run_dir=[runs/a,runs/b]").run_dir == ["runs/a", "runs/b"]
     root, registers = read_root(ROOTS["translate"])
