@@ -1,0 +1,217 @@
+"""Score finished runs and print a row for each: validation picks the checkpoint, then the test set.
+
+    scripts/results.py runs/multi30k_lightconv runs/multi30k_lightconv_2 runs/multi30k_attention
+
+Runs that differ in nothing but their seed share a row of means. Every word after --eval is one of
+lcmt-eval, the same for all runs.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+
+from lightconv_mt.assemble import load_translator
+from lightconv_mt.config import EvalConfig, TrainRunConfig, load_run_config
+from lightconv_mt.data.corpus import SourceConfig, read_source
+from lightconv_mt.decode.translator import Translator
+from lightconv_mt.errors import DataError, LcmtError
+from lightconv_mt.scoring import Score, score
+from lightconv_mt.train.storage import replace_text
+from lightconv_mt.typed import to_plain
+from sweep.measure import scoring_config
+from sweep.table import spread
+
+CHOICE = ("best", "average")
+HEAD = [
+    *("run", "seeds", "parameters", "steps", "training, minutes", "checkpoint", "validation"),
+    *("test BLEU", "lower-cased", "chrF2", "TER"),
+]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one run is worth.
+
+    Attributes:
+        run: its folder.
+        seed: of the run.
+        parameters: of the model.
+        steps: trained.
+        minutes: spent on steps and validations, as logged.
+        validation: BLEU by checkpoint.
+        checkpoint: the better one, which the others are of.
+        test: BLEU, BLEU without case, chrF2, TER.
+        signatures: sacrebleu's, of these.
+    """
+
+    run: Path
+    seed: int
+    parameters: int
+    steps: int
+    minutes: float
+    validation: dict[str, float]
+    checkpoint: str
+    test: list[float]
+    signatures: list[str]
+
+
+def main() -> int:
+    """Print the table, and below it how it came about; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders")
+    parser.add_argument(
+        "--eval",
+        nargs="+",
+        default=["decode.beam_size=5"],
+        metavar="WORD",
+        help="key=value of lcmt-eval (default: decode.beam_size=5)",
+    )
+    parser.add_argument("--json", type=Path, help="file for every figure")
+    arguments = parser.parse_args()
+    try:
+        rows = group([(run, load_run_config(run)) for run in arguments.runs])
+        found = [[evaluate(run, arguments.eval) for run in row] for row in rows]
+    except LcmtError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    for line in [HEAD, ["---"] * len(HEAD), *map(cells, found)]:
+        print(f"| {' | '.join(line)} |")
+    signatures = [each.signatures for row in found for each in row]
+    print(f"\n{date.today()}, {platform.machine()}, Python {platform.python_version()}", end="")
+    print("".join(f", {name} {version(name)}" for name in ("torch", "sentencepiece", "sacrebleu")))
+    for name, of_runs in zip(HEAD[-4:], zip(*signatures, strict=True), strict=True):
+        print(f"{name}: {' or '.join(sorted(set(of_runs)))}")
+    print(f"`{' '.join(arguments.eval)}`")
+    if arguments.json is not None:
+        figures = [[{**asdict(each), "run": str(each.run)} for each in row] for row in found]
+        replace_text(arguments.json, json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+def group(runs: Sequence[tuple[Path, TrainRunConfig]]) -> list[list[Path]]:
+    """Runs in rows: those whose configurations differ in run_dir and seed at most."""
+    rows: dict[str, list[Path]] = {}
+    for run, config in runs:
+        same = to_plain(replace(config, run_dir="one", seed=0))
+        rows.setdefault(json.dumps(same, sort_keys=True), []).append(run)
+    return [*rows.values()]
+
+
+def evaluate(run: Path, words: Sequence[str]) -> Found:
+    """Score one run.
+
+    Args:
+        run: its folder.
+        words: of lcmt-eval.
+
+    Raises:
+        DataError: when it has no test data.
+        CheckpointError: when it has no such checkpoint.
+    """
+    trained = load_run_config(run)
+    if trained.data.test is None or trained.data.valid is None:
+        raise DataError(f"{run} has no test set or no validation set of its own; scores need both")
+    validation: dict[str, float] = {}
+    for checkpoint in CHOICE:
+        config = scoring_config(run, [*words, f"checkpoint={checkpoint}"])
+        translator = load(config)
+        (bleu,) = translate_and_score(
+            translator, trained.data.valid, config, trained, [("bleu", config.lowercase)]
+        )
+        validation[checkpoint] = bleu.value
+    chosen = max(CHOICE, key=lambda checkpoint: validation[checkpoint])
+    config = scoring_config(run, [*words, f"checkpoint={chosen}"])
+    translator = load(config)
+    metrics = [("bleu", False), ("bleu", True), ("chrf", False), ("ter", False)]
+    scores = translate_and_score(translator, trained.data.test, config, trained, metrics)
+    steps, minutes = training_time(run)
+    return Found(
+        run=run,
+        seed=trained.seed,
+        parameters=sum(each.numel() for each in translator.model.parameters()),
+        steps=steps,
+        minutes=minutes,
+        validation=validation,
+        checkpoint=chosen,
+        test=[each.value for each in scores],
+        signatures=[each.signature for each in scores],
+    )
+
+
+def load(config: EvalConfig) -> Translator:
+    """The run and checkpoint that a configuration names."""
+    (run,) = config.run_dir
+    return load_translator(run, config.checkpoint, config.runtime, config.max_source_tokens)
+
+
+def translate_and_score(
+    translator: Translator,
+    source: SourceConfig,
+    config: EvalConfig,
+    trained: TrainRunConfig,
+    metrics: Sequence[tuple[str, bool]],
+) -> list[Score]:
+    """Scores of one set's translations, for each metric and whether it is without case."""
+    pairs = [*read_source(source, trained.data)]
+    lines = [pair.src for pair in pairs]
+    found = translator.translate(lines, config.decode, max_tokens=config.max_tokens)
+    hypotheses = [translation.text for translation in found]
+    return [
+        each
+        for metric, lowercase in metrics
+        for each in score(
+            hypotheses,
+            [[pair.tgt for pair in pairs]],
+            metrics=[metric],
+            tokenize=config.tokenize,
+            lowercase=lowercase,
+            tgt_lang=trained.data.tgt_lang,
+        )
+    ]
+
+
+def training_time(run: Path) -> tuple[int, float]:
+    """Steps, and minutes spent on them and on validations; pauses between resumptions left out."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    speeds = events.Scalars("train/tokens_per_second")
+    tokens = events.Scalars("train/tokens_per_step")
+    ends = [0, *(event.step for event in speeds)]
+    seconds = sum(
+        (end - start) * size.value / speed.value
+        for (start, end), size, speed in zip(pairwise(ends), tokens, speeds, strict=True)
+    )
+    seconds += sum(event.value for event in events.Scalars("valid/seconds"))
+    return ends[-1], seconds / 60
+
+
+def cells(row: Sequence[Found]) -> list[str]:
+    """A row of the table."""
+    first = row[0]
+    chosen = [each.validation[each.checkpoint] for each in row]
+    return [
+        f"`{first.run.name}`",
+        ", ".join(str(each.seed) for each in row),
+        f"{first.parameters / 1e6:.2f} M",
+        f"{first.steps:,}",
+        f"{mean(each.minutes for each in row):.0f}",
+        ", ".join(each.checkpoint for each in row),
+        spread(chosen, ".2f"),
+        *(spread(values, ".2f") for values in zip(*(each.test for each in row), strict=True)),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
