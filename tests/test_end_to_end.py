@@ -38,6 +38,7 @@ from lightconv_mt.train.checkpoint import CheckpointConfig, CheckpointStore
 from lightconv_mt.train.loop import LoopConfig, Trainer
 from lightconv_mt.train.optim import OptimConfig
 from lightconv_mt.train.schedule import InverseSqrtConfig
+from lightconv_mt.train.state import Validation
 from lightconv_mt.typed import to_yaml
 
 WORDS = ["ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu"]
@@ -125,6 +126,20 @@ def weights(config: TrainRunConfig) -> dict[str, torch.Tensor]:
 def files(config: TrainRunConfig) -> dict[str, bytes]:
     folder = Path(config.run_dir)
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def spy_on_validations(patch: pytest.MonkeyPatch) -> dict[int, Validation]:
+    """What every validation from now on finds, by step."""
+    seen: dict[int, Validation] = {}
+    original = Trainer._measure
+
+    def measure(self: Trainer) -> tuple[Validation, float]:
+        found = original(self)
+        seen[self.state.step] = found[0]
+        return found
+
+    patch.setattr(Trainer, "_measure", measure)
+    return seen
 
 
 @pytest.mark.parametrize("mixer", sorted(MIXERS))
@@ -405,6 +420,26 @@ def test_outputs_begin_as_asked(configure: Configure, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=problem):
             translate(translation)
         assert not (tmp_path / "out").exists()
+
+
+def test_a_validation_sees_the_weights_that_are_saved_with_it(configure: Configure) -> None:
+    config = configure(
+        steps=9,
+        optim=OptimConfig(lr=2e-2),
+        schedule=InverseSqrtConfig(warmup_steps=3),
+        checkpoint=CheckpointConfig(save_every_steps=3, keep_last=3, average_last=0),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        found = spy_on_validations(patch)
+        assemble.train(config)
+    assert sorted(found) == [3, 6, 9]
+    hypotheses = {step: [each for *_, each in seen.samples] for step, seen in found.items()}
+    assert hypotheses[3] != hypotheses[6] != hypotheses[9]
+    for step, seen in found.items():
+        anew = assemble.load_translator(config.run_dir, str(step), config.runtime)
+        sources = [source for source, *_ in seen.samples]
+        again = anew.translate(sources, config.decode)
+        assert [each.text for each in again] == hypotheses[step], step
 
 
 @pytest.mark.parametrize("rdrop", [0.0, 3.0])

@@ -36,7 +36,7 @@ def build_optimizer(
     config: OptimConfig, parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:
     """Fused AdamW over the parameters; the schedule sets its learning rate before every step."""
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         list(parameters),
         lr=config.lr,
         betas=(config.beta1, config.beta2),
@@ -44,6 +44,15 @@ def build_optimizer(
         weight_decay=config.weight_decay,
         fused=True,
     )
+    optimizer.register_step_post_hook(_count_change)
+    return optimizer
+
+
+def _count_change(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Raise the parameters' versions, which fused steps leave as they were: searches look there."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            torch.autograd.graph.increment_version(parameter)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float) -> Tensor:

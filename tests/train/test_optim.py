@@ -24,6 +24,15 @@ def test_adam_with_decoupled_weight_decay() -> None:
     torch.testing.assert_close(parameter.detach(), expected, rtol=1e-9, atol=0)
 
 
+def test_a_step_is_seen_in_the_version_of_the_parameters() -> None:
+    parameter = nn.Parameter(torch.randn(5))
+    optimizer = build_optimizer(OptimConfig(), [parameter])
+    parameter.grad = torch.randn(5)
+    before = parameter._version
+    optimizer.step()
+    assert parameter._version > before
+
+
 @pytest.mark.parametrize(("clip_norm", "after"), [(0.0, 5.0), (1.0, 1.0), (10.0, 5.0)])
 def test_clipping_returns_the_norm_before(clip_norm: float, after: float) -> None:
     first, second = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
