@@ -40,7 +40,7 @@ from lightconv_mt.train.checkpoint import (
     load_weights,
     write_average,
 )
-from lightconv_mt.train.distributed import Distributed, Parallel, join_processes, local_rank
+from lightconv_mt.train.distributed import Distributed, join_processes, local_rank
 from lightconv_mt.train.loop import Trainer
 from lightconv_mt.train.memory import bound_kernel_cache, keep_freed_memory
 from lightconv_mt.train.monitor import Monitor, SilentMonitor
@@ -162,8 +162,8 @@ def build_trainer(
         load_model_tensors(model, load_weights(start), source=start)
         logger.info("starting from %s", start)
     model = model.to(device)
-    sharded = config.runtime.parallel is Parallel.fsdp and not distributed.is_alone
-    measured = copy.deepcopy(model) if sharded else model
+    apart = distributed.holds_parts or config.train.ema > 0.0
+    measured = copy.deepcopy(model) if apart else model
     translator = Translator(
         measured,
         tokenizers,
@@ -197,7 +197,7 @@ def build_trainer(
         precision=precision,
         seed=config.seed,
         distributed=distributed,
-        measured=measured if sharded else None,
+        measured=measured if apart else None,
         compiled=config.runtime.compile,
     )
     return trainer, validator

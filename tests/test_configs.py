@@ -184,6 +184,8 @@ def test_the_torch_free_twins_are_the_real_classes(command: str) -> None:
         ("--unknown", "there is no option --unknown"),
         ("seed=-1", "seed is -1; give 0 or more"),
         ("train.rdrop=-1", "train.rdrop is -1.0; give 0 or more"),
+        ("train.ema=1", "train.ema is 1.0; give a decay in (0, 1), such as 0.999, or 0 for none"),
+        ("train.ema=-0.1", "train.ema is -0.1; give a decay"),
         ("optim.lr=nan", "optim.lr is nan; give a finite number"),
         ("optim.lr=0.1,0.2", "optim.lr has several values; give one, or add --multirun"),
         ("model.mixer.encoder_kernel_sizes=[3,7]", "has 2 widths but model.encoder_layers is 3"),

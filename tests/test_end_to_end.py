@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from lightconv_mt.config import (
 )
 from lightconv_mt.corpus_translation import translate
 from lightconv_mt.data.batching import BatchConfig
-from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
+from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat, read_source
 from lightconv_mt.data.tokenizer import TokenizerConfig, build_tokenizers
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.errors import CheckpointError, ConfigError, DataError
@@ -34,12 +35,19 @@ from lightconv_mt.evaluation.command import evaluate
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig
 from lightconv_mt.run_folder import lock_run
-from lightconv_mt.train.checkpoint import CheckpointConfig, CheckpointStore
+from lightconv_mt.train.checkpoint import (
+    CheckpointConfig,
+    CheckpointStore,
+    load_model_tensors,
+    load_weights,
+)
+from lightconv_mt.train.distributed import Distributed
 from lightconv_mt.train.loop import LoopConfig, Trainer
 from lightconv_mt.train.optim import OptimConfig
 from lightconv_mt.train.schedule import InverseSqrtConfig
 from lightconv_mt.train.state import Validation
 from lightconv_mt.typed import to_yaml
+from lightconv_mt.validation import Validator
 
 WORDS = ["ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu"]
 
@@ -120,7 +128,8 @@ def weights(config: TrainRunConfig) -> dict[str, torch.Tensor]:
     store = CheckpointStore(Path(config.run_dir), config.checkpoint)
     loaded = store.load_latest()
     assert loaded is not None
-    return {**loaded.model, **loaded.optimizer}
+    averages = {f"ema.{name}": tensor for name, tensor in loaded.ema.items()}
+    return {**loaded.model, **loaded.optimizer, **averages}
 
 
 def files(config: TrainRunConfig) -> dict[str, bytes]:
@@ -422,9 +431,13 @@ def test_outputs_begin_as_asked(configure: Configure, tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
 
 
-def test_a_validation_sees_the_weights_that_are_saved_with_it(configure: Configure) -> None:
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_validation_sees_the_weights_that_are_saved_with_it(
+    configure: Configure, ema: float
+) -> None:
     config = configure(
         steps=9,
+        train={"ema": ema},
         optim=OptimConfig(lr=2e-2),
         schedule=InverseSqrtConfig(warmup_steps=3),
         checkpoint=CheckpointConfig(save_every_steps=3, keep_last=3, average_last=0),
@@ -433,22 +446,61 @@ def test_a_validation_sees_the_weights_that_are_saved_with_it(configure: Configu
         found = spy_on_validations(patch)
         assemble.train(config)
     assert sorted(found) == [3, 6, 9]
-    hypotheses = {step: [each for *_, each in seen.samples] for step, seen in found.items()}
-    assert hypotheses[3] != hypotheses[6] != hypotheses[9]
+    samples = [seen.samples for _, seen in sorted(found.items())]
+    assert samples[0] != samples[1] != samples[2]
+    store = CheckpointStore(Path(config.run_dir), config.checkpoint)
+    assert config.data.valid is not None
+    pairs = list(read_source(config.data.valid, config.data))
     for step, seen in found.items():
         anew = assemble.load_translator(config.run_dir, str(step), config.runtime)
-        sources = [source for source, *_ in seen.samples]
-        again = anew.translate(sources, config.decode)
-        assert [each.text for each in again] == hypotheses[step], step
+        validator = Validator(
+            anew,
+            pairs,
+            batch=config.batch,
+            decode=config.decode,
+            label_smoothing=config.train.label_smoothing,
+            num_samples=config.train.num_samples,
+            tgt_lang=config.data.tgt_lang,
+            distributed=Distributed(),
+        )
+        again = validator()
+        assert (again.metrics, again.samples) == (seen.metrics, seen.samples), step
+        # What was trained is something else, if there is a moving average, and the same if not.
+        saved = store.load(step)
+        assert bool(saved.ema) == (store.path(step) / "ema.safetensors").exists() == (ema > 0.0)
+        load_model_tensors(validator.model, saved.model, source=step)
+        assert (validator().metrics == seen.metrics) == (ema == 0.0)
+    best = json.loads(Path(config.run_dir, "bleu.json").read_text())["best"]
+    assert best["bleu"] == max(seen.metrics["valid/bleu"] for seen in found.values())
 
 
-@pytest.mark.parametrize("rdrop", [0.0, 3.0])
+def test_a_moving_average_is_averaged_and_started_from(configure: Configure) -> None:
+    config = configure(steps=3, train={"ema": 0.9})
+    assemble.train(config)
+    store = CheckpointStore(Path(config.run_dir), config.checkpoint)
+    average = load_weights(Path(config.run_dir) / "average")
+    last = [store.load(step).ema for step in store.steps()[-config.checkpoint.average_last :]]
+    for name, tensor in average.items():
+        mean = sum(each[name].double() for each in last) / len(last)
+        torch.testing.assert_close(tensor.double(), mean, rtol=1e-6, atol=1e-6)
+    shutil.rmtree(Path(config.run_dir) / "average")
+    best = store.best_step()
+    assert best is not None
+    start = store.load(best)
+    further = configure("next", steps=1, start_from=config.run_dir, optim=OptimConfig(lr=1e-9))
+    further.checkpoint.average_last = 0
+    assemble.train(further)
+    for name, tensor in weights(further).items():
+        if name in start.ema:
+            torch.testing.assert_close(tensor, start.ema[name], rtol=0, atol=1e-6)
+            assert not torch.equal(tensor, start.model[name])
+
+
+@pytest.mark.parametrize("loop", [{}, {"rdrop": 3.0}, {"ema": 0.9}], ids=str)
 def test_a_run_goes_on_bit_for_bit_where_it_was_stopped(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch, rdrop: float
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, loop: dict[str, float]
 ) -> None:
-    straight, stopped = (
-        configure(run, steps=7, train={"rdrop": rdrop}) for run in ("straight", "stopped")
-    )
+    straight, stopped = (configure(run, steps=7, train=loop) for run in ("straight", "stopped"))
     assemble.train(straight)
     original = Trainer._step
     killed_at = [2, 5]

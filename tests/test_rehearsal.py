@@ -271,7 +271,7 @@ def test_plans_are_the_batches(configure: Configure, capsys: Captured) -> None:
     ("mixer", "values"),
     [
         ("lightconv", {}),
-        ("attention", {"train": {"rdrop": 1.0}}),
+        ("attention", {"train": {"rdrop": 1.0, "ema": 0.99}}),
         (
             "dynamicconv",
             {
@@ -294,6 +294,10 @@ def test_memory_of_a_batch_is_known_from_less_of_it(
     assert found.parts["program"] > 2**26  # torch alone
     size = 4 * sum(parameter.numel() for parameter in trial.trainer.model.parameters())
     assert found.parts["weights"] == found.parts["gradients"] == size
+    averages = trial.trainer.ema
+    kept_beside = sum(each.nbytes for each in averages.tensors().values()) if averages else None
+    assert found.parts.get("moving average") == kept_beside
+    assert kept_beside in (None, size)
     # Each layer keeps at least its input and output, in the activations' type.
     assert kept > rows * (src + tgt) * 32 * 2 * 2
     adam = sum(

@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,9 @@ from lightconv_mt.train import storage
 from lightconv_mt.train.distributed import placed_as, whole
 
 logger = logging.getLogger(__name__)
+
+# What was trained, and beside it in a checkpoint the moving average that is used instead.
+TRAINED, AVERAGED = "model.safetensors", "ema.safetensors"
 
 
 class OnFailure(Enum):
@@ -65,12 +68,14 @@ class Checkpoint:
         model: parameters by name.
         optimizer: tensors by `<kind>.<parameter name>`.
         state: what else the loop needs, plain JSON values.
+        ema: moving average of the parameters by name; empty for none.
     """
 
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    ema: dict[str, Tensor] = field(default_factory=dict)
 
 
 class CheckpointStore:
@@ -108,14 +113,13 @@ class CheckpointStore:
         if path.exists() and not (_is_whole(path) and (path / "state.json").read_text() == state):
             storage.remove_folder(path)  # damaged, or saved before a validation that was cut short
         if not path.exists():
-            tensors = {"model": checkpoint.model, "optimizer": checkpoint.optimizer}
+            tensors = {TRAINED: checkpoint.model, "optimizer.safetensors": checkpoint.optimizer}
+            if checkpoint.ema:
+                tensors[AVERAGED] = checkpoint.ema
             storage.write_folder(
                 path,
                 {
-                    **{
-                        f"{name}.safetensors": partial(save_file, part)
-                        for name, part in tensors.items()
-                    },
+                    **{name: partial(save_file, part) for name, part in tensors.items()},
                     "state.json": lambda file: file.write_text(state),
                 },
                 size=sum(map(_num_bytes, tensors.values())),
@@ -175,9 +179,10 @@ class CheckpointStore:
         try:
             return Checkpoint(
                 step=step,
-                model=load_file(path / "model.safetensors"),
+                model=load_file(path / TRAINED),
                 optimizer=load_file(path / "optimizer.safetensors"),
                 state=json.loads((path / "state.json").read_text()),
+                ema=load_file(path / AVERAGED) if (path / AVERAGED).exists() else {},
             )
         except (OSError, SafetensorError, ValueError) as error:
             raise CheckpointError(f"{path} is no whole checkpoint: {error}") from error
@@ -314,7 +319,7 @@ def write_average(run_dir: Path, paths: Sequence[Path]) -> Path:
     storage.write_folder(
         fresh,
         {
-            "model.safetensors": partial(save_file, tensors),
+            TRAINED: partial(save_file, tensors),
             "state.json": lambda path: path.write_text(json.dumps(names, indent=1)),
         },
         size=_num_bytes(tensors),
@@ -325,28 +330,35 @@ def write_average(run_dir: Path, paths: Sequence[Path]) -> Path:
     return target
 
 
+def weights_file(folder: Path) -> Path:
+    """The parameters that a checkpoint or average folder has for use: the moving average if any."""
+    averaged = folder / AVERAGED
+    return averaged if averaged.exists() else folder / TRAINED
+
+
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """Verified parameters of a checkpoint or average folder.
+    """Verified parameters for use, of a checkpoint or average folder.
 
     Raises:
         CheckpointError: when it is missing or damaged.
     """
     storage.verify_folder(folder)
+    path = weights_file(folder)
     try:
-        return load_file(folder / "model.safetensors")
+        return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {folder / 'model.safetensors'}: {error}") from error
+        raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
 def weights_digest(folder: Path) -> str:
-    """sha256 of the parameters in a checkpoint or average folder, as its manifest says.
+    """sha256 of the parameters for use in a checkpoint or average folder, as its manifest says.
 
     Raises:
         CheckpointError: when there is no such manifest.
     """
     try:
         manifest = json.loads((folder / storage.MANIFEST).read_text())
-        return str(manifest["model.safetensors"]["sha256"])
+        return str(manifest[weights_file(folder).name]["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is no whole checkpoint: {error}") from error
 

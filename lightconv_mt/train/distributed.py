@@ -51,6 +51,11 @@ class Distributed:
         """Whether there is no other process."""
         return self.size == 1
 
+    @property
+    def holds_parts(self) -> bool:
+        """Whether each process holds a part of the model only."""
+        return self.parallel is Parallel.fsdp and not self.is_alone
+
     def total(self, *values: float | Tensor) -> list[float]:
         """Sums over all processes, each in float64."""
         numbers = torch.tensor([float(value) for value in values], dtype=torch.float64)
@@ -170,6 +175,15 @@ def placed_as(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(
         tensor.to(device), like.device_mesh, like.placements, src_data_rank=None
     )
+
+
+def share_of(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, which may be a part; it is no copy."""
+    if not dist.is_initialized():
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def local_rank() -> int:

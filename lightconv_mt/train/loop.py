@@ -26,6 +26,7 @@ from lightconv_mt.train.checkpoint import (
 )
 from lightconv_mt.train.compile import compile_layers, example_batch
 from lightconv_mt.train.distributed import Distributed
+from lightconv_mt.train.ema import MovingAverage
 from lightconv_mt.train.loss import LabelSmoothedLoss, Objective
 from lightconv_mt.train.memory import give_back_freed_memory
 from lightconv_mt.train.monitor import SilentMonitor
@@ -52,6 +53,7 @@ class LoopConfig:
     accumulate: int = 1  # micro-batches a step
     label_smoothing: float = 0.1
     rdrop: float = 0.0  # alpha of R-Drop: two dropout passes are drawn together; doubles a step
+    ema: float = 0.0  # decay of a moving average of the weights, used in their place; 0: none
     log_every_steps: int = 100
     validate_every_steps: int = 1000
     patience: int | None = None  # validations without a better BLEU before stopping
@@ -78,6 +80,10 @@ class LoopConfig:
             )
         if not self.rdrop >= 0.0:
             raise ConfigError(f"train.rdrop is {self.rdrop}; give 0 or more")
+        if not 0.0 <= self.ema < 1.0:
+            raise ConfigError(
+                f"train.ema is {self.ema}; give a decay in (0, 1), such as 0.999, or 0 for none"
+            )
         for key in ("num_samples", "max_rewinds"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"train.{key} is {getattr(self, key)}; give 0 or more")
@@ -117,8 +123,8 @@ class Trainer:
             precision: float32, bfloat16 or float16 (with loss scaling) for the matrix products.
             seed: of dropout.
             distributed: the processes that train this model together.
-            measured: another model of the same shape to copy parameters to before `validate`,
-                which reads that one; needed where processes hold parts of `model`.
+            measured: another model with the same weights, which `validate` reads; needed for a
+                moving average, and where processes hold parts of `model`.
             compiled: whether `run` has the layers compiled first.
         """
         self.model, self.batcher, self.store, self.validate = model, batcher, store, validate
@@ -130,6 +136,10 @@ class Trainer:
         layers = [*model.encoder.layers, *model.decoder.layers]
         self.objective = distributed.spread(Objective(model, loss), layers, device)
         self.optimizer = build_optimizer(optim, model.parameters())
+        self.ema: MovingAverage | None = None
+        if loop.ema:
+            assert measured is not None
+            self.ema = MovingAverage(model, measured, decay=loop.ema)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
         self.state = TrainState()
         self._restart_clock()
@@ -148,6 +158,8 @@ class Trainer:
         source = self.store.path(checkpoint.step)
         load_model_tensors(self.model, checkpoint.model, source=source)
         load_optimizer_tensors(self.optimizer, self.model, checkpoint.optimizer)
+        if self.ema is not None:
+            self.ema.load(checkpoint.ema, source=source)
         state = dict(checkpoint.state)
         scaler = state.pop("scaler", None)
         strange = state.keys() ^ {each.name for each in fields(TrainState)}
@@ -321,6 +333,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.state.skipped_in_a_row = 0 if finite else self.state.skipped_in_a_row + 1
         if finite:
+            if self.ema is not None:
+                self.ema.update(self.state.step)
             return norm
         self.state.skipped_steps += 1
         logger.warning("step %d: the gradient is not finite; update skipped", self.state.step)
@@ -403,6 +417,8 @@ class Trainer:
         started = time.perf_counter()
         if self.measured is None:
             self.model.eval()
+        elif self.ema is not None:
+            self.ema.show().eval()
         else:
             copy_parameters(self.model, self.measured.eval())
         return self.validate(), time.perf_counter() - started
@@ -425,6 +441,7 @@ class Trainer:
         state.metric_lines = monitor.lines
         weights = model_tensors(self.model)
         moments = optimizer_tensors(self.optimizer, self.model)
+        averages = self.ema.tensors() if self.ema is not None else {}
         if not self.distributed.is_main:
             return
         checkpoint = Checkpoint(
@@ -432,6 +449,7 @@ class Trainer:
             model=weights,
             optimizer=moments,
             state={**asdict(state), "scaler": self.scaler.state_dict()},
+            ema=averages,
         )
         try:
             self.store.save(checkpoint, best_step=state.best_step, planned=self._saves_at)

@@ -65,7 +65,7 @@ class TrialTrainer(Trainer):
         Args:
             shapes: of the micro-batches, see `TokenBatcher.shapes`.
         """
-        sharded = self.distributed.size if self.measured is not None else 1
+        sharded = self.distributed.size if self.distributed.holds_parts else 1
         weights = sum(each.numel() * each.element_size() for each in self.model.parameters())
         rows, src, tgt = shapes[:, 0], shapes[:, 1], shapes[:, 2]
         # Activations grow with the tokens of a batch, those of attention with their squares.
@@ -87,10 +87,13 @@ class TrialTrainer(Trainer):
             "activations": kept[largest],
             "loss chunk": self._chunk_bytes(*self._shared(*largest)),
         }
-        if self.measured is not None:
+        if self.ema is not None:
+            parts["moving average"] = weights // sharded
+        if self.distributed.holds_parts:
             parts["copy for validation"] = weights
         if self.device.type == "cpu":  # small passes have been made: libraries are loaded
-            own = parts["weights"] + parts.get("copy for validation", 0)
+            held = ("weights", "moving average", "copy for validation")
+            own = sum(parts.get(name, 0) for name in held)
             parts["program"] = max(0, held_memory(self.device) - own)
         return Footprint(parts, largest)
 

@@ -1,5 +1,6 @@
 """Checkpoints are whole or invisible, verified, and dropped only after a newer one stands."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -19,18 +20,20 @@ from lightconv_mt.train.checkpoint import (
     load_weights,
     model_tensors,
     optimizer_tensors,
+    weights_digest,
     write_average,
 )
 from lightconv_mt.train.optim import OptimConfig, build_optimizer
 from lightconv_mt.train.storage import verify_folder
 
 
-def checkpoint(step: int) -> Checkpoint:
+def checkpoint(step: int, **values: dict[str, torch.Tensor]) -> Checkpoint:
     return Checkpoint(
         step=step,
         model={"a": torch.full((3,), float(step)), "b": torch.randn(2, 2)},
         optimizer={"exp_avg.a": torch.randn(3)},
         state={"step": step, "note": 0.1 + 0.2},
+        **values,
     )
 
 
@@ -41,12 +44,13 @@ def store(folder: Path, **values: int) -> CheckpointStore:
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    saved = checkpoint(7)
+    saved = checkpoint(7, ema={"a": torch.randn(3), "b": torch.randn(2, 2)})
     store(tmp_path).save(saved, best_step=0)
     loaded = store(tmp_path).load_latest()
     assert loaded is not None
     assert (loaded.step, loaded.state) == (7, saved.state)
-    for ours, theirs in ((loaded.model, saved.model), (loaded.optimizer, saved.optimizer)):
+    for part in ("model", "optimizer", "ema"):
+        ours, theirs = getattr(loaded, part), getattr(saved, part)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
@@ -92,7 +96,11 @@ def test_leftovers_of_a_killed_save_are_removed_and_never_read(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+    "name",
+    [
+        *("model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"),
+        "manifest.json",
+    ],
 )
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "empty"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
@@ -100,7 +108,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
 ) -> None:
     checkpoints = store(tmp_path)
     for step in (1, 2):
-        checkpoints.save(checkpoint(step), best_step=0)
+        checkpoints.save(checkpoint(step, ema={"a": torch.ones(3)}), best_step=0)
     path = checkpoints.path(2) / name
     content = bytearray(path.read_bytes())
     if damage == "flip":
@@ -143,6 +151,31 @@ def test_the_average_is_the_mean(tmp_path: Path) -> None:
     assert json.loads((folder / "state.json").read_text())["averaged"] == [
         path.name for path in paths
     ]
+
+
+def test_a_moving_average_is_what_a_checkpoint_is_used_for(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path)
+    plain, averaged = checkpoint(1), checkpoint(2, ema={"a": torch.zeros(3), "b": torch.ones(2, 2)})
+    for each in (plain, averaged):
+        checkpoints.save(each, best_step=0)
+    folders = [checkpoints.path(step) for step in (1, 2)]
+    names = {"model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
+    assert [{path.name for path in folder.iterdir()} for folder in folders] == [
+        names,
+        names | {"ema.safetensors"},
+    ]
+    for folder, used in zip(folders, (plain.model, averaged.ema), strict=True):
+        found = load_weights(folder)
+        assert found.keys() == used.keys()
+        assert all(torch.equal(found[name], used[name]) for name in found)
+    for folder, name in zip(folders, ("model.safetensors", "ema.safetensors"), strict=True):
+        assert weights_digest(folder) == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    mean = load_weights(write_average(tmp_path, folders))
+    assert torch.equal(mean["a"], torch.full((3,), 0.5))
+    # Without its file the checkpoint is damaged, not one that has no average.
+    (folders[1] / "ema.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"is damaged: .* differ by ema\.safetensors"):
+        load_weights(folders[1])
 
 
 def test_weights_that_do_not_fit_are_refused_whole() -> None:

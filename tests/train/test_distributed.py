@@ -129,9 +129,9 @@ def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) 
     return digests(run_dir)
 
 
-def apart(ours: Path, theirs: Path) -> float:
+def apart(ours: Path, theirs: Path, file: str = "model") -> float:
     """Largest difference of the last weights, relative to the largest weight."""
-    name = f"checkpoints/step_{STEPS:08d}/model.safetensors"
+    name = f"checkpoints/step_{STEPS:08d}/{file}.safetensors"
     left, right = load_file(ours / name), load_file(theirs / name)
     assert left.keys() == right.keys()
     largest = max(float(value.abs().max()) for value in left.values())
@@ -171,13 +171,14 @@ def test_the_number_of_processes_changes_no_result_beyond_rounding(
 def test_a_checkpoint_of_some_processes_serves_any_other_number(
     arguments: list[str], tmp_path: Path
 ) -> None:
-    words = [*arguments, *SMOOTH]
+    words = [*arguments, *SMOOTH, "train.ema=0.9"]
     run(1, [*words, f"run_dir={tmp_path / 'straight'}"])
     words.append(f"run_dir={tmp_path / 'changing'}")
     run(3, [*words, "train.max_steps=8", "runtime.parallel=fsdp"])
     run(1, [*words, "train.max_steps=16"])
     run(2, [*words, "runtime.parallel=ddp"])
-    assert apart(tmp_path / "straight", tmp_path / "changing") < 1e-6
+    for name in ("model", "ema"):
+        assert apart(tmp_path / "straight", tmp_path / "changing", name) < 1e-6
 
 
 @pytest.mark.timeout(3600)

@@ -1,11 +1,13 @@
 """The loop when things go wrong: signals, numbers that are not finite, too little memory, disks."""
 
+import copy
 import hashlib
 import json
 import math
 import os
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,12 @@ from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops.dispatch import Backend
 from lightconv_mt.train import storage
-from lightconv_mt.train.checkpoint import CheckpointConfig, CheckpointStore, OnFailure
+from lightconv_mt.train.checkpoint import (
+    CheckpointConfig,
+    CheckpointStore,
+    OnFailure,
+    model_tensors,
+)
 from lightconv_mt.train.distributed import Distributed
 from lightconv_mt.train.loop import LoopConfig, Trainer
 from lightconv_mt.train.monitor import Monitor
@@ -101,6 +108,7 @@ def build(tmp_path: Path) -> Build:
             precision=torch.float32,
             seed=1,
             distributed=Distributed(),
+            measured=copy.deepcopy(model) if values.get("ema") else None,
         )
         trainer.resume()
         state = trainer.state
@@ -121,7 +129,8 @@ def outcome(trainer: Trainer) -> tuple[dict[str, torch.Tensor], str]:
     loaded = trainer.store.load_latest()
     assert loaded is not None and loaded.step == 12
     lines = (trainer.store.folder.parent / "metrics.jsonl").read_text()
-    return {**loaded.model, **loaded.optimizer}, lines
+    averages = {f"ema.{name}": tensor for name, tensor in loaded.ema.items()}
+    return {**loaded.model, **loaded.optimizer, **averages}, lines
 
 
 def assert_equal_outcomes(first: Trainer, second: Trainer) -> None:
@@ -169,7 +178,8 @@ def test_leaving_a_part_out_of_the_restored_state_changes_the_end(
     build: Build, figure: Callable[[str, str], None]
 ) -> None:
     """Negative controls: what is restored matters, so equal ends prove something."""
-    straight = build("straight")
+    averaging = {"ema": 0.9}
+    straight = build("straight", loop=averaging)
     train(*straight)
 
     def forget(trainer: Trainer, part: str) -> None:
@@ -177,6 +187,9 @@ def test_leaving_a_part_out_of_the_restored_state_changes_the_end(
             trainer.optimizer.state.clear()
         elif part == "weights":
             nn.init.zeros_(next(trainer.model.parameters())[5])
+        elif part == "moving average":
+            assert trainer.ema is not None
+            trainer.ema.load(model_tensors(trainer.model), source=part)
         elif part == "seed":
             trainer.seed += 1
         elif part == "step":
@@ -185,22 +198,25 @@ def test_leaving_a_part_out_of_the_restored_state_changes_the_end(
             trainer.state.epoch, trainer.state.index = 0, 0
         elif part == "best":
             trainer.state.best_bleu = 9.0
-        else:
+        elif part == "log sums":
             trainer.state.loss_sum += 1.0
 
-    parts = ["moments", "weights", "seed", "step", "data position", "best", "log sums"]
+    parts = [
+        *("nothing", "moments", "weights", "moving average", "seed", "step", "data position"),
+        *("best", "log sums"),
+    ]
     for part in parts:
-        first, monitor = build(part)
-        first.loop.max_steps = 5
+        first, monitor = build(part, loop=averaging)
+        first.loop.max_steps = 4
         train(first, monitor)
-        second, monitor = build(part)
+        second, monitor = build(part, loop=averaging)
         forget(second, part)
         train(second, monitor)
-        with pytest.raises(AssertionError):
+        with nullcontext() if part == "nothing" else pytest.raises(AssertionError):
             assert_equal_outcomes(straight[0], second)
     figure(
         "parts left out of the restored state, as a control",
-        f"{len(parts)} of {len(parts)} change the end",
+        f"{len(parts) - 1} of {len(parts) - 1} change the end",
     )
 
 
@@ -231,6 +247,48 @@ def test_gradients_that_stay_infinite_lead_back_to_a_checkpoint_then_to_the_end(
     assert steps[:9] == (1, 2, 3, 4, 5, 6, 7, 8, 7)
     written = [json.loads(line)["step"] for line in outcome(trainer)[1].splitlines()]
     assert written == sorted(written)
+
+
+def test_the_moving_average_is_of_finite_updates_and_returns_with_its_checkpoint(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, rewind = Trainer._update, Trainer._rewind
+    trainer, monitor = build(
+        loop={"max_skipped_steps": 3, "ema": 0.9, "validate_every_steps": 100}, save_every_steps=5
+    )
+    assert trainer.ema is not None
+    expected = {name: each.double() for name, each in trainer.ema.tensors().items()}
+    kept, returned = {}, []
+
+    def follow(self: Trainer, lr: float) -> float | None:
+        step, place = self.state.step, self.state.epoch * 5 + self.state.index
+        if place in (3, 6, 7, 8):
+            next(self.model.parameters()).grad[0, 0] = float("nan")
+        norm = update(self, lr)
+        if norm is not None:
+            decay = min(0.9, (1 + step) / (10 + step))
+            for name, tensor in model_tensors(self.model).items():
+                expected[name] = decay * expected[name] + (1 - decay) * tensor.double()
+        if step == 5 and not kept:
+            kept.update(expected)
+        return norm
+
+    def note_return(self: Trainer, *arguments: Any) -> None:
+        rewind(self, *arguments)
+        returned.append(self.state.step)
+        assert any(not torch.equal(expected[name], kept[name]) for name in kept)
+        expected.update(kept)
+
+    monkeypatch.setattr(Trainer, "_update", follow)
+    monkeypatch.setattr(Trainer, "_rewind", note_return)
+    train(trainer, monitor)
+    assert returned == [5] and trainer.state.skipped_steps == 4
+    loaded = trainer.store.load_latest()
+    assert loaded is not None and loaded.step == 12
+    assert loaded.ema.keys() == expected.keys()
+    for name, tensor in loaded.ema.items():
+        torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-6, atol=1e-6)
+        assert not torch.equal(tensor, loaded.model[name])
 
 
 def test_without_a_checkpoint_there_is_nothing_to_return_to(
