@@ -174,9 +174,9 @@ def test_a_checkpoint_of_some_processes_serves_any_other_number(
     words = [*arguments, *SMOOTH, "train.ema=0.9"]
     run(1, [*words, f"run_dir={tmp_path / 'straight'}"])
     words.append(f"run_dir={tmp_path / 'changing'}")
-    run(3, [*words, "train.max_steps=8", "runtime.parallel=fsdp"])
+    run(3, [*words, "train.max_steps=8", "runtime.parallel=ddp"])
     run(1, [*words, "train.max_steps=16"])
-    run(2, [*words, "runtime.parallel=ddp"])
+    run(2, [*words, "runtime.parallel=fsdp"])
     for name in ("model", "ema"):
         assert apart(tmp_path / "straight", tmp_path / "changing", name) < 1e-6
 
