@@ -126,8 +126,6 @@ class BatchSearch:
         """The model in evaluation mode, without gradients, in the precision asked for."""
         lowers = self.precision in (torch.bfloat16, torch.float16)
         training = self.model.training
-        if training:  # fused optimisers change weights and leave their version as it was
-            self._models = None
         self.model.eval()
         try:
             with (

@@ -285,18 +285,3 @@ def test_a_list_of_everything_changes_no_bit(
     assert searched(search, requests, config, 8, everything) == searched(
         search, requests, config, 8
     )
-
-
-@pytest.mark.parametrize("name", ["lightconv", "attention"])
-def test_weights_that_a_fused_optimiser_has_changed_are_searched_with(name: str) -> None:
-    model = build(name).train()
-    search, requests = search_of(model), requests_of(5)
-    before = search.search(requests, CONFIG, max_tokens=500, batch_size=5)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.5, fused=True)
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    optimizer.step()
-    found = search.search(requests, CONFIG, max_tokens=500, batch_size=5)
-    fresh = search_of(model).search(requests, CONFIG, max_tokens=500, batch_size=5)
-    assert found == fresh
-    assert found != before
