@@ -12,9 +12,10 @@ import matplotlib.pyplot as plt
 
 # Panels: the names of its metrics, and how their lines are drawn.
 PANELS = {
-    "nll, nats a token": {"train/nll": "--", "valid/nll": "-"},
-    "validation BLEU": {"valid/bleu": "-"},
+    "nll": {"train/nll": "--", "valid/nll": "-"},
+    "bleu": {"valid/bleu": "-"},
 }
+TITLES = {"nll": "nll, nats a token", "bleu": "validation BLEU"}
 
 Curve = tuple[list[int], list[float]]
 
@@ -25,22 +26,29 @@ def main() -> int:
     parser.add_argument("picture", type=Path, help="an .svg file")
     parser.add_argument("runs", type=Path, nargs="+", help="run folders")
     parser.add_argument("--from-step", type=int, default=0, help="leave out what is before")
+    parser.add_argument(
+        "--panels", nargs="+", choices=PANELS, default=[*PANELS], help="what is drawn"
+    )
     arguments = parser.parse_args()
-    figure, panels = plt.subplots(1, len(PANELS), figsize=(9, 3.4), layout="constrained")
+    shown = arguments.panels
+    figure, grid = plt.subplots(
+        1, len(shown), figsize=(4.5 * len(shown), 3.4), layout="constrained", squeeze=False
+    )
+    panels = grid[0]
     for number, run in enumerate(arguments.runs):
         try:
             curves = read_curves(run / "metrics.jsonl", from_step=arguments.from_step)
         except (OSError, ValueError) as error:
             sys.stderr.write(f"error: {run} has no metrics that can be read: {error}\n")
             return 2
-        for panel, metrics in zip(panels, PANELS.values(), strict=True):
-            for name, style in metrics.items():
+        for panel, choice in zip(panels, shown, strict=True):
+            for name, style in PANELS[choice].items():
                 label = run.name if style == "-" else None
                 panel.plot(*curves[name], style, color=f"C{number}", label=label)
-    for panel, title in zip(panels, PANELS, strict=True):
-        panel.set(title=title, xlabel="steps")
+    for panel, choice in zip(panels, shown, strict=True):
+        panel.set(title=TITLES[choice], xlabel="steps")
         panel.grid(alpha=0.3)
-    panels[0].legend(title="dashed: training")
+    panels[0].legend(title="dashed: training" if "nll" in shown else None)
     with matplotlib.rc_context({"svg.hashsalt": "curves"}):
         figure.savefig(arguments.picture, format="svg", metadata={"Date": None})
     return 0

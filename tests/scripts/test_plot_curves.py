@@ -48,7 +48,11 @@ def test_a_picture_names_the_runs_and_is_the_same_again(
         assert plot_curves.main() == 0
     first, second = (picture.read_bytes() for picture in pictures)
     assert first == second
-    assert b"<!-- mine -->" in first
+    assert b"<!-- mine -->" in first and b"<!-- validation BLEU -->" in first
+    alone = ["plot_curves.py", str(pictures[0]), str(run), "--panels", "nll"]
+    monkeypatch.setattr(sys, "argv", alone)
+    assert plot_curves.main() == 0
+    assert b"<!-- validation BLEU -->" not in pictures[0].read_bytes()
 
 
 @pytest.mark.parametrize("text", [None, "no json\n", '{"loss": 1}\n', "[1]\n"])
