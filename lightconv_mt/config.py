@@ -16,8 +16,8 @@ from lightconv_mt.mixers import MIXERS, MixerConfig
 from lightconv_mt.model.transformer import ModelConfig, Tying
 from lightconv_mt.ops.dispatch import Backend
 from lightconv_mt.train.checkpoint import CheckpointConfig
+from lightconv_mt.train.config import LoopConfig
 from lightconv_mt.train.distributed import Parallel
-from lightconv_mt.train.loop import LoopConfig
 from lightconv_mt.train.optim import OptimConfig
 from lightconv_mt.train.schedule import SCHEDULES, ScheduleConfig
 from lightconv_mt.typed import Registers, build_typed, read_yaml

@@ -25,7 +25,8 @@ from lightconv_mt.decode.translator import Translator
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig
 from lightconv_mt.train.checkpoint import CheckpointConfig, CheckpointStore
-from lightconv_mt.train.loop import LoopConfig, Trainer
+from lightconv_mt.train.config import LoopConfig
+from lightconv_mt.train.loop import Trainer
 from lightconv_mt.train.optim import OptimConfig
 from lightconv_mt.train.schedule import InverseSqrtConfig
 
