@@ -1,6 +1,5 @@
 """Several processes compute what one does, and one that dies or hangs costs no work."""
 
-import hashlib
 import os
 import random
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_digests import digests
 from safetensors.torch import load_file
 
 from lightconv_mt.data.batching import Batch
@@ -108,17 +108,6 @@ def run(processes: int, words: list[str]) -> None:
     child = start(processes, words)
     _, said = child.communicate(timeout=300)
     assert child.returncode == 0, said
-
-
-def digests(run_dir: Path) -> dict[str, str]:
-    names = ("checkpoints/*/*", "checkpoints/best", "average/*", "metrics.jsonl", "bleu.json")
-    found = {
-        str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for name in names
-        for path in run_dir.glob(name)
-    }
-    assert len(found) > 10
-    return found
 
 
 @pytest.fixture(scope="module")
