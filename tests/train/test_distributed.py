@@ -1,5 +1,6 @@
 """Several processes compute what one does, and one that dies or hangs costs no work."""
 
+import json
 import os
 import random
 import signal
@@ -168,6 +169,15 @@ def test_a_checkpoint_of_some_processes_serves_any_other_number(
     run(2, [*words, "runtime.parallel=fsdp"])
     for name in ("model", "ema"):
         assert apart(tmp_path / "straight", tmp_path / "changing", name) < 1e-6
+
+
+@pytest.mark.timeout(900)
+def test_without_an_average_no_process_leaves_before_the_best_is_scored(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    words = [*arguments, "checkpoint.average_last=0", "train.max_steps=1"]
+    run(2, [*words, f"run_dir={tmp_path / 'run'}"])
+    assert list(json.loads((tmp_path / "run/bleu.json").read_text())) == ["best", "decode"]
 
 
 @pytest.mark.timeout(3600)
