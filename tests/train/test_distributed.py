@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cpp_kernels import need_library
 from run_digests import digests
 from safetensors.torch import load_file
 
@@ -178,6 +179,19 @@ def test_without_an_average_no_process_leaves_before_the_best_is_scored(
     words = [*arguments, "checkpoint.average_last=0", "train.max_steps=1"]
     run(2, [*words, f"run_dir={tmp_path / 'run'}"])
     assert list(json.loads((tmp_path / "run/bleu.json").read_text())) == ["best", "decode"]
+
+
+@pytest.mark.timeout(900)
+def test_compiled_layers_compute_in_two_processes_what_they_do_without(
+    arguments: list[str], tmp_path: Path, thorough: bool
+) -> None:
+    if not thorough:
+        pytest.skip("compiling takes a minute of two cores; --thorough runs it")
+    need_library()
+    words = [*arguments, "optim.eps=1e-3", "runtime.timeout_seconds=300"]
+    for compiled in ("true", "false"):
+        run(2, [*words, f"run_dir={tmp_path / compiled}", f"runtime.compile={compiled}"])
+    assert apart(tmp_path / "true", tmp_path / "false") < 1e-5
 
 
 @pytest.mark.timeout(3600)
