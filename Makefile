@@ -21,7 +21,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## train, translate and score a small model on generated data (ten minutes)
 	$(BIN)/lcmt-train experiment=demo run_dir=runs/demo
 	printf '%s\n' 'Monday, April 7, 2008' 'Sinhala (Sri Lanka)' '1 kilometer and 19 karats' \
-		'France, Pakistan, and Brunei' 'May and October' | tee /dev/stderr | $(BIN)/lcmt-translate run_dir=runs/demo
+		'France, Pakistan, and Brunei' 'May and October' | \
+		awk '{ print; print | "cat >&2" }' | $(BIN)/lcmt-translate run_dir=runs/demo
 	$(BIN)/lcmt-eval run_dir=runs/demo
 
 test: $(STAMP) ## run the whole test suite

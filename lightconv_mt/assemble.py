@@ -335,6 +335,7 @@ def _finish(
     """Average the last checkpoints, score the result on the validation set, write bleu.json."""
     results = {}
     model = validator.model.eval()
+    distributed.wait()  # until the main process has saved what all read
     if config.checkpoint.average_last:
         paths = [store.path(step) for step in store.steps()[-config.checkpoint.average_last :]]
         folder = run_dir / "average"

@@ -16,8 +16,8 @@ from lightconv_mt.mixers import MIXERS, MixerConfig
 from lightconv_mt.model.transformer import ModelConfig, Tying
 from lightconv_mt.ops.dispatch import Backend
 from lightconv_mt.train.checkpoint import CheckpointConfig
+from lightconv_mt.train.config import LoopConfig
 from lightconv_mt.train.distributed import Parallel
-from lightconv_mt.train.loop import LoopConfig
 from lightconv_mt.train.optim import OptimConfig
 from lightconv_mt.train.schedule import SCHEDULES, ScheduleConfig
 from lightconv_mt.typed import Registers, build_typed, read_yaml
@@ -231,6 +231,7 @@ class TranslateConfig:
         _check_checkpoint(self.checkpoint)
         _check_positive(self, "max_tokens", "chunk_lines")
         _check_source_tokens(self)
+        _check_not_compiled(self, "lcmt-translate")
         if self.nbest_format is NbestFormat.text and self.decode.nbest > 1:
             raise ConfigError(
                 f"decode.nbest is {self.decode.nbest}, but text has one line for each input; "
@@ -290,6 +291,7 @@ class EvalConfig:
         _check_checkpoint(self.checkpoint)
         _check_positive(self, "max_tokens", "latency_sentences")
         _check_source_tokens(self)
+        _check_not_compiled(self, "lcmt-eval")
         found = contradiction(self)
         if found is not None:
             raise ConfigError(found)
@@ -349,4 +351,12 @@ def _check_source_tokens(config: TranslateConfig | EvalConfig) -> None:
     if limit is not None and limit < 2:
         raise ConfigError(
             f"max_source_tokens is {limit}; give 2 or more, of which EOS is one, or null"
+        )
+
+
+def _check_not_compiled(config: TranslateConfig | EvalConfig, command: str) -> None:
+    if config.runtime.compile:
+        raise ConfigError(
+            f"runtime.compile=true compiles the layers for training, and {command} trains nothing; "
+            f"leave it out, or set runtime.compile=false"
         )

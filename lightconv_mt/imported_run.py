@@ -34,7 +34,7 @@ from lightconv_mt.interop.fairseq_checkpoint import FairseqCheckpoint, read_chec
 from lightconv_mt.model.transformer import ModelConfig
 from lightconv_mt.train import storage
 from lightconv_mt.train.checkpoint import CheckpointConfig
-from lightconv_mt.train.loop import LoopConfig
+from lightconv_mt.train.config import LoopConfig
 from lightconv_mt.train.optim import OptimConfig
 from lightconv_mt.train.schedule import InverseSqrtConfig
 from lightconv_mt.typed import to_yaml

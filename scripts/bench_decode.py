@@ -34,16 +34,14 @@ from lightconv_mt.decode import batch_search, native_search
 from lightconv_mt.decode.batch_search import BatchSearch, Request
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.shortlist import Shortlist
-from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.embedding import token_positions
-from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
-from lightconv_mt.ops import Backend, resolve_backend
+from lightconv_mt.model.transformer import Seq2SeqTransformer, Tying
 from lightconv_mt.ops.search_steps import Stretch
 from lightconv_mt.train.memory import keep_freed_memory
+from random_models import SIZES, build, search_of
 
-SIZES = {"tiny": (4, 128, 256), "small": (6, 256, 1024)}  # layers a side, dim, ffn_dim
-KERNELS = {4: [3, 7, 15, 31], 6: [3, 7, 15, 31, 31, 31]}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+MODEL: dict[str, Any] = {"glu": False, "tying": Tying.none}
 COMPARED = ("lightconv", "dynamicconv", "attention")
 PEERS = {"float32": "float32", "int8": "int8 "}  # of CTranslate2, by its own names
 COLUMNS = (*PRECISIONS, "listed", "plain", *PEERS.values())
@@ -110,9 +108,9 @@ def bench(
     mixer: str,
 ) -> None:
     """Check all sides on every case of one model, then time them in turn."""
-    model = build(tokenizers, size, mixer)
     ids = tokenizers.tgt.ids
-    searches = {name: search_of(model, tokenizers, dtype) for name, dtype in PRECISIONS.items()}
+    model = build(size, mixer, ids, tokenizers.tgt.vocab_size, **MODEL)
+    searches = {name: search_of(model, ids, dtype) for name, dtype in PRECISIONS.items()}
     shortlist = shortlist_of(tokenizers, sources, arguments.listed)
     with ExitStack() as stack:
         peers: dict[str, Translate] = {}
@@ -186,8 +184,9 @@ def show_parts(
     limits: dict[str, float],
 ) -> None:
     """Time the parts of a search with clocks around them; medians of the rounds."""
-    model = build(tokenizers, size, "lightconv")
-    search = search_of(model, tokenizers, PRECISIONS[name])
+    ids = tokenizers.tgt.ids
+    model = build(size, "lightconv", ids, tokenizers.tgt.vocab_size, **MODEL)
+    search = search_of(model, ids, PRECISIONS[name])
     config = config_of(arguments, 5)
     find(search, sources[:64], config, 64)
     rounds = []
@@ -293,51 +292,6 @@ def shortlist_of(tokenizers: TokenizerPair, sources: Sources, listed: int) -> Sh
     each = round(0.8 * listed / distinct)
     table = generator.integers(0, vocab, (tokenizers.src.vocab_size, each), np.int32)
     return Shortlist(table, generator.permutation(vocab)[: listed // 5], ids, vocab)
-
-
-def search_of(
-    model: Seq2SeqTransformer, tokenizers: TokenizerPair, dtype: torch.dtype
-) -> BatchSearch:
-    """A search in one precision."""
-    return BatchSearch(
-        model,
-        src_ids=tokenizers.src.ids,
-        tgt_ids=tokenizers.tgt.ids,
-        device=torch.device("cpu"),
-        precision=dtype,
-    )
-
-
-def build(tokenizers: TokenizerPair, size: str, mixer: str) -> Seq2SeqTransformer:
-    """A model with random weights, of which no token is the likeliest everywhere."""
-    layers, dim, ffn_dim = SIZES[size]
-    kernels = (
-        {}
-        if mixer == "attention"
-        else {
-            "encoder_kernel_sizes": KERNELS[layers],
-            "decoder_kernel_sizes": KERNELS[layers],
-            "encoder_glu": False,
-            "decoder_glu": False,
-        }
-    )
-    torch.manual_seed(1)
-    return Seq2SeqTransformer(
-        ModelConfig(
-            mixer=MIXERS[mixer](**kernels),
-            dim=dim,
-            ffn_dim=ffn_dim,
-            num_heads=4,
-            encoder_layers=layers,
-            decoder_layers=layers,
-            tying=Tying.none,
-        ),
-        src_vocab_size=tokenizers.src.vocab_size,
-        tgt_vocab_size=tokenizers.tgt.vocab_size,
-        src_pad_id=tokenizers.src.ids.pad,
-        tgt_pad_id=tokenizers.tgt.ids.pad,
-        backend=resolve_backend(Backend.auto, device=torch.device("cpu")),
-    ).eval()
 
 
 def forget_peak() -> None:

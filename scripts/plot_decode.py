@@ -13,11 +13,10 @@ import torch
 
 from bench_decode import forget_peak, peak_megabytes
 from lightconv_mt.data.tokenizer_base import SpecialIds
-from lightconv_mt.decode.batch_search import BatchSearch, Request
+from lightconv_mt.decode.batch_search import Request
 from lightconv_mt.decode.config import DecodeConfig
-from lightconv_mt.mixers import MIXERS
-from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
-from lightconv_mt.ops import Backend, resolve_backend
+from lightconv_mt.model.transformer import Tying
+from random_models import build, search_of
 
 LENGTHS = [64, 128, 256, 512, 1024, 2048, 4096]
 OTHER = 64  # tokens of the side whose length stays
@@ -61,7 +60,8 @@ def main() -> None:
 
 def measured(name: str, length: int, side: str) -> tuple[float, float]:
     """Seconds and megabytes of one sentence."""
-    search = search_of(name)
+    model = build("tiny", name, IDS, VOCABULARY, glu=True, tying=Tying.all)
+    search = search_of(model, IDS, torch.float32)
     source, target = (length, OTHER) if side == "source" else (OTHER, length)
     request = Request([5] * (source - 1) + [IDS.eos], 0, [])
     config = DecodeConfig(
@@ -77,29 +77,6 @@ def measured(name: str, length: int, side: str) -> tuple[float, float]:
         search.search([request], config, max_tokens=length, batch_size=1)
         best = min(best, time.perf_counter() - start)
     return best, peak_megabytes() - before
-
-
-def search_of(name: str) -> BatchSearch:
-    """The tiny size with random weights."""
-    torch.manual_seed(1)
-    kernels = {"encoder_kernel_sizes": [3, 7, 15, 31], "decoder_kernel_sizes": [3, 7, 15, 31]}
-    model = Seq2SeqTransformer(
-        ModelConfig(
-            mixer=MIXERS[name](**({} if name == "attention" else kernels)),
-            dim=128,
-            ffn_dim=256,
-            num_heads=4,
-            encoder_layers=4,
-            decoder_layers=4,
-        ),
-        src_vocab_size=VOCABULARY,
-        tgt_vocab_size=VOCABULARY,
-        src_pad_id=IDS.pad,
-        tgt_pad_id=IDS.pad,
-        backend=resolve_backend(Backend.auto, device=torch.device("cpu")),
-    )
-    device = torch.device("cpu")
-    return BatchSearch(model, src_ids=IDS, tgt_ids=IDS, device=device, precision=torch.float32)
 
 
 if __name__ == "__main__":

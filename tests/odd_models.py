@@ -2,14 +2,12 @@
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.mixers.base import MixerConfig
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
-from lightconv_mt.ops import native
 
 VOCAB = 77
 CONV = {"encoder_kernel_sizes": [3], "decoder_kernel_sizes": [1, 6]}
@@ -47,10 +45,3 @@ def sources_of(lengths: list[int]) -> tuple[Tensor, Tensor]:
 def encoded(model: Seq2SeqTransformer, lengths: list[int]) -> tuple[Tensor, Tensor]:
     src, mask = sources_of(lengths)
     return model.encode(src, mask), mask
-
-
-def need_library(march: str = "native") -> Any:
-    try:
-        return native.load_library(march)
-    except native.NativeUnavailableError as error:
-        pytest.skip(f"no native kernels for {march}: {error}")

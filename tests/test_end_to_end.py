@@ -41,8 +41,9 @@ from lightconv_mt.train.checkpoint import (
     load_model_tensors,
     load_weights,
 )
+from lightconv_mt.train.config import LoopConfig
 from lightconv_mt.train.distributed import Distributed
-from lightconv_mt.train.loop import LoopConfig, Trainer
+from lightconv_mt.train.loop import Trainer
 from lightconv_mt.train.optim import OptimConfig
 from lightconv_mt.train.schedule import InverseSqrtConfig
 from lightconv_mt.train.state import Validation

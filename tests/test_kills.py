@@ -1,7 +1,6 @@
 """Runs killed at any moment, again and again, end as the one that was left alone."""
 
 import contextlib
-import hashlib
 import itertools
 import os
 import random
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_digests import digests
 
 from lightconv_mt import assemble
 from lightconv_mt.config import Device, Precision, RuntimeConfig, TrainRunConfig
@@ -25,7 +25,8 @@ from lightconv_mt.decode.translator import Translator
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig
 from lightconv_mt.train.checkpoint import CheckpointConfig, CheckpointStore
-from lightconv_mt.train.loop import LoopConfig, Trainer
+from lightconv_mt.train.config import LoopConfig
+from lightconv_mt.train.loop import Trainer
 from lightconv_mt.train.optim import OptimConfig
 from lightconv_mt.train.schedule import InverseSqrtConfig
 
@@ -89,18 +90,6 @@ def configure(
         decode=DecodeConfig(beam_size=2, max_length_extra=5),
         runtime=RuntimeConfig(device=Device.cpu, threads=1, precision=precision),
     )
-
-
-def digests(run_dir: Path) -> dict[str, str]:
-    """Of all that a run computed: weights, optimiser, states, average, metrics, scores."""
-    names = ["checkpoints/*/*", "checkpoints/best", "average/*", "metrics.jsonl", "bleu.json"]
-    found = {
-        str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for name in names
-        for path in run_dir.glob(name)
-    }
-    assert len(found) > 10
-    return found
 
 
 def train_in_child(config: TrainRunConfig, prepare: Callable[[], None] | None = None) -> int:

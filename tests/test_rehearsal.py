@@ -22,8 +22,9 @@ from lightconv_mt.mixers.base import KernelWidthsConfig
 from lightconv_mt.model.transformer import ModelConfig, Tying
 from lightconv_mt.ops import Backend
 from lightconv_mt.train.checkpoint import CheckpointConfig
+from lightconv_mt.train.config import LoopConfig
 from lightconv_mt.train.distributed import Distributed
-from lightconv_mt.train.loop import LoopConfig, Trainer
+from lightconv_mt.train.loop import Trainer
 from lightconv_mt.train.optim import OptimConfig
 from lightconv_mt.train.reader import StepBatches
 from lightconv_mt.train.schedule import InverseSqrtConfig

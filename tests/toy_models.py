@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from cpp_kernels import need_library
 from torch import nn
 
 from lightconv_mt.data.tokenizer_base import SpecialIds
+from lightconv_mt.mixers import MIXERS
 from lightconv_mt.mixers.lightconv import LightConvConfig
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
 from lightconv_mt.ops import Backend
@@ -84,4 +86,34 @@ def model_of(
     nn.init.normal_(model.output_weight)
     for layer in model.decoder.layers:  # or attention is nearly even
         nn.init.normal_(layer.source_attention.query.weight)
+    return model.eval()
+
+
+def mixer_model(
+    name: str,
+    vocab_size: int,
+    *,
+    backend: Backend = Backend.native,
+    scale: float = 1.0,
+    sides: dict[str, Any] | None = None,
+    **fields: Any,
+) -> Seq2SeqTransformer:
+    """A model of any mixer; tests of C++ are skipped where there is none."""
+    if backend is Backend.native:
+        need_library()
+    torch.manual_seed(4)
+    kernels = {"encoder_kernel_sizes": [3], "decoder_kernel_sizes": [5]} if "conv" in name else {}
+    config = ModelConfig(
+        mixer=MIXERS[name](**kernels, **fields),
+        dim=16,
+        ffn_dim=24,
+        num_heads=2,
+        encoder_layers=1,
+        decoder_layers=2,
+        tying=Tying.none,
+        **(sides or {}),
+    )
+    sizes = {"src_vocab_size": vocab_size, "tgt_vocab_size": vocab_size}
+    model = Seq2SeqTransformer(config, **sizes, src_pad_id=1, tgt_pad_id=1, backend=backend)
+    nn.init.normal_(model.output_weight, std=scale)
     return model.eval()

@@ -18,7 +18,7 @@ from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig, Tying
 from lightconv_mt.ops import Backend
 from lightconv_mt.train.checkpoint import CheckpointConfig, model_tensors
-from lightconv_mt.train.loop import LoopConfig
+from lightconv_mt.train.config import LoopConfig
 from lightconv_mt.train.optim import OptimConfig
 from lightconv_mt.train.schedule import InverseSqrtConfig
 from lightconv_mt.train.storage import write_folder

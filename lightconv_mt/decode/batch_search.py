@@ -289,9 +289,7 @@ class BatchSearch:
             ]
             self._models = (
                 weights,
-                JointDecoder(models, self.model.source_dims)
-                if isinstance(self.model, Ensemble)
-                else models[0],
+                JointDecoder(models) if isinstance(self.model, Ensemble) else models[0],
             )
         return self._models[1]
 

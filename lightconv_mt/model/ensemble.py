@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightconv_mt.model.search_model import SearchModel
 from lightconv_mt.model.token_lists import TokenLists
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 
@@ -36,28 +37,15 @@ class EnsembleState:
 
 
 class JointDecoder:
-    """Decoders that step together.
+    """Models that search together.
 
-    Encoded sources stand beside each other in one tensor (B, S, C), with the C of all encoders
-    together. Logits are the logarithm of the mean of the probabilities, and so normalised: what
-    scores mean stays the same.
+    Logits are the logarithm of the mean of the probabilities, and so normalised: what scores mean
+    stays the same.
     """
 
-    def __init__(self, decoders: Sequence[Any], source_dims: Sequence[int]) -> None:
-        """Join decoders of one vocabulary.
-
-        Args:
-            decoders: with the `start` and `decode_step` of a `Seq2SeqTransformer`.
-            source_dims: C of each one's encoded sources.
-        """
-        self.decoders, self.source_dims = decoders, list(source_dims)
-
-    def start(self, memory: Tensor, src_mask: Tensor, beam_size: int) -> EnsembleState:
-        """State before BOS, beam_size rows for each of the B encoded sources."""
-        parts = zip(self.decoders, memory.split(self.source_dims, -1), strict=True)
-        return EnsembleState(
-            tuple(decoder.start(part, src_mask, beam_size) for decoder, part in parts)
-        )
+    def __init__(self, models: Sequence[SearchModel]) -> None:
+        """Join models with the same source and target vocabulary."""
+        self.models = models
 
     def begin(
         self,
@@ -68,24 +56,27 @@ class JointDecoder:
         groups: int = 1,
         lists: TokenLists | None = None,
     ) -> EnsembleState:
-        """State before BOS, of decoders that encode themselves, as a `SearchModel` does."""
+        """State before BOS, see `SearchModel`."""
         states = [
-            each.begin(src, src_mask, beam_size, groups=groups, lists=lists)
-            for each in self.decoders
+            each.begin(src, src_mask, beam_size, groups=groups, lists=lists) for each in self.models
         ]
         return EnsembleState(tuple(states))
 
     def decode_step(self, tokens: Tensor, state: EnsembleState) -> tuple[Tensor, EnsembleState]:
         """Read tokens (N, T) int64 of every row; log-probabilities (N, T, V), the next state."""
-        pairs = zip(self.decoders, state.states, strict=True)
-        steps = [decoder.decode_step(tokens, each) for decoder, each in pairs]
+        pairs = zip(self.models, state.states, strict=True)
+        steps = [model.decode_step(tokens, each) for model, each in pairs]
         return log_mean([found for found, _ in steps]), EnsembleState(
             tuple(following for _, following in steps)
         )
 
 
 class Ensemble(nn.Module):
-    """Has the methods of a `Seq2SeqTransformer` that a translator uses; see `JointDecoder`."""
+    """Has the methods of a `Seq2SeqTransformer` that a translator uses beside searches.
+
+    Encoded sources stand beside each other in one tensor (B, S, C), with the C of all encoders
+    together. What searches is a `JointDecoder`.
+    """
 
     def __init__(self, models: Sequence[Seq2SeqTransformer]) -> None:
         """Join models with the same source and target vocabulary."""
@@ -93,7 +84,7 @@ class Ensemble(nn.Module):
         assert models, "an ensemble has one model at least"
         self.models = nn.ModuleList(models)
         self.backend = models[0].backend
-        self.source_dims = [model.config.dim for model in models]
+        self._source_dims = [model.config.dim for model in models]
         self._target_dims = [model.config.decoder_dim or model.config.dim for model in models]
 
     @property
@@ -116,14 +107,6 @@ class Ensemble(nn.Module):
             [model.project(part) for model, part in zip(self.members, parts, strict=True)]
         )
 
-    def start(self, memory: Tensor, src_mask: Tensor, beam_size: int) -> EnsembleState:
-        """State before BOS, beam_size rows for each of the B encoded sources."""
-        return JointDecoder(self.members, self.source_dims).start(memory, src_mask, beam_size)
-
-    def decode_step(self, tokens: Tensor, state: EnsembleState) -> tuple[Tensor, EnsembleState]:
-        """Read tokens (N, T) int64 of every row; log-probabilities (N, T, V), the next state."""
-        return JointDecoder(self.members, self.source_dims).decode_step(tokens, state)
-
     def source_attention(
         self,
         memory: Tensor,
@@ -134,7 +117,7 @@ class Ensemble(nn.Module):
         layer: int | None = None,
     ) -> Tensor:
         """Mean (B, T, S) of the models' source attention; see `Seq2SeqTransformer`."""
-        parts = memory.split(self.source_dims, -1)
+        parts = memory.split(self._source_dims, -1)
         attended = [
             model.source_attention(part, src_mask, tgt_in, tgt_mask, layer=layer)
             for model, part in zip(self.members, parts, strict=True)

@@ -6,13 +6,13 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 
 import torch
 from torch import Tensor
 
 from lightconv_mt.data.batching import Batch, TokenBatcher
-from lightconv_mt.errors import CheckpointError, ConfigError, DivergenceError, MemoryLimitError
+from lightconv_mt.errors import CheckpointError, DivergenceError
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.train.checkpoint import (
     Checkpoint,
@@ -25,8 +25,10 @@ from lightconv_mt.train.checkpoint import (
     optimizer_tensors,
 )
 from lightconv_mt.train.compile import compile_layers, example_batch
+from lightconv_mt.train.config import LoopConfig
 from lightconv_mt.train.distributed import Distributed
 from lightconv_mt.train.ema import MovingAverage
+from lightconv_mt.train.fitting import in_pieces_that_fit
 from lightconv_mt.train.loss import LabelSmoothedLoss, Objective
 from lightconv_mt.train.memory import give_back_freed_memory
 from lightconv_mt.train.monitor import SilentMonitor
@@ -42,51 +44,6 @@ logger = logging.getLogger(__name__)
 GIVE_BACK_EVERY_STEPS = 100
 # A norm this many deviations above its running mean is logged; the mean looks back some 100 steps.
 SPIKE_DEVIATIONS, NORM_MEMORY = 6.0, 0.99
-
-
-@dataclass(kw_only=True)
-class LoopConfig:
-    """How long to train, how often to look, and when to stop."""
-
-    max_steps: int = 50000
-    max_epochs: int | None = None
-    accumulate: int = 1  # micro-batches a step
-    label_smoothing: float = 0.1
-    rdrop: float = 0.0  # alpha of R-Drop: two dropout passes are drawn together; doubles a step
-    ema: float = 0.0  # decay of a moving average of the weights, used in their place; 0: none
-    log_every_steps: int = 100
-    validate_every_steps: int = 1000
-    patience: int | None = None  # validations without a better BLEU before stopping
-    num_samples: int = 3  # translations shown at every validation
-    # After so many updates without a finite gradient in a row the last checkpoint is taken up,
-    # going on with the data behind them; that often at most.
-    max_skipped_steps: int = 20
-    max_rewinds: int = 2
-
-    def __post_init__(self) -> None:
-        for key in (
-            *("max_steps", "accumulate", "log_every_steps", "validate_every_steps"),
-            "max_skipped_steps",
-        ):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"train.{key} is {getattr(self, key)}; give 1 or more")
-        for key in ("max_epochs", "patience"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"train.{key} is {value}; give 1 or more, or null for no limit")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ConfigError(
-                f"train.label_smoothing is {self.label_smoothing}; give a value in [0, 1)"
-            )
-        if not self.rdrop >= 0.0:
-            raise ConfigError(f"train.rdrop is {self.rdrop}; give 0 or more")
-        if not 0.0 <= self.ema < 1.0:
-            raise ConfigError(
-                f"train.ema is {self.ema}; give a decay in (0, 1), such as 0.999, or 0 for none"
-            )
-        for key in ("num_samples", "max_rewinds"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"train.{key} is {getattr(self, key)}; give 0 or more")
 
 
 class Trainer:
@@ -253,45 +210,14 @@ class Trainer:
         state.step_count += 1
 
     def _gradient(self, batches: list[Batch], num_tokens: int) -> tuple[Tensor, Tensor]:
-        """Gradient of the mean loss, and the sums; batches that do not fit are cut in pieces.
-
-        Raises:
-            MemoryLimitError: when single sentences do not fit either.
-        """
-        pieces = 1
-        while True:
-            try:
-                return self._backward(
-                    [part for each in batches for part in each.split(pieces)], num_tokens
-                )
-            except (
-                MemoryError,
-                RuntimeError,
-            ) as error:  # torch has an error of its own for GPUs only
-                if not _is_out_of_memory(error):
-                    raise
-            # Out of the handler, so that the error holds no tensor any more.
-            self.optimizer.zero_grad(set_to_none=True)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            largest = max(batches, key=lambda batch: batch.tgt_in.numel() + batch.src.numel())
-            shapes = f"source {tuple(largest.src.shape)} and target {tuple(largest.tgt_in.shape)}"
-            if not self.distributed.is_alone:  # the others are in the middle of an exchange
-                raise MemoryLimitError(
-                    f"step {self.state.step}: not enough memory for a batch of {shapes}; "
-                    f"lower batch.max_tokens and raise train.accumulate"
-                )
-            if pieces >= max(len(batch.src) for batch in batches):
-                raise MemoryLimitError(
-                    f"step {self.state.step}: not enough memory for one sentence of a batch of "
-                    f"{shapes}; lower batch.max_length"
-                )
-            pieces *= 2
-            logger.warning(
-                "step %d: not enough memory for %s; trying in %d pieces (a lower batch.max_tokens "
-                "avoids this)",
-                *(self.state.step, shapes, pieces),
-            )
+        """Gradient of the mean loss, and the sums of loss and likelihood."""
+        return in_pieces_that_fit(
+            lambda parts: self._backward(parts, num_tokens),
+            batches,
+            forget=lambda: self.optimizer.zero_grad(set_to_none=True),
+            step=self.state.step,
+            alone=self.distributed.is_alone,
+        )
 
     def _backward(self, batches: list[Batch], num_tokens: int) -> tuple[Tensor, Tensor]:
         """Add the gradient of every batch; the sums of loss and likelihood."""
@@ -460,9 +386,3 @@ class Trainer:
 
     def _restart_clock(self) -> None:
         self._started, self._tokens_before = time.perf_counter(), self.state.tokens
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return "DefaultCPUAllocator" in str(error)  # what torch raises on CPUs has no class

@@ -83,7 +83,7 @@ def tensors(case: Case, *, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]
     generator = torch.Generator().manual_seed(case.seed)
     shape = (case.batch, case.time, case.heads * case.share)
     x, grad_y = (
-        _laid_out(torch.randn(shape, generator=generator).to(case.dtype).to(device), case.layout)
+        laid_out(torch.randn(shape, generator=generator).to(case.dtype).to(device), case.layout)
         for _ in range(2)
     )
     rows = (case.batch, case.time) if case.dynamic else ()
@@ -91,7 +91,7 @@ def tensors(case: Case, *, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]
     return x, weight.to(case.weight_dtype).to(device), grad_y
 
 
-def _laid_out(values: Tensor, layout: str) -> Tensor:
+def laid_out(values: Tensor, layout: str) -> Tensor:
     """The same values elsewhere in memory."""
     order = {"time first": (1, 0, 2), "channels apart": (0, 2, 1)}.get(layout, (0, 1, 2))
     inside = values.permute(order)

@@ -43,7 +43,7 @@ def convolve(
         errors of any order of summation are a few units in the last place of that.
     """
     softmax = _softmax(weight) if normalize else weight
-    kept = _kept(weight.shape, dropout, seed) / (1.0 - dropout)
+    kept = survivors(weight.shape, dropout, seed) / (1.0 - dropout)
     taps = np.broadcast_to(softmax * kept, x.shape[:2] + weight.shape[-2:])  # (B, T, H, K)
     # The terms and their absolute values go through one loop, as more sentences.
     doubled = [np.concatenate([each, np.abs(each)]) for each in (x, taps, grad_y)]
@@ -84,7 +84,7 @@ def _softmax(weight: Array) -> Array:
     return powers / powers.sum(-1, keepdims=True)
 
 
-def _kept(shape: tuple[int, ...], dropout: float, seed: int) -> NDArray[np.bool_]:
+def survivors(shape: tuple[int, ...], dropout: float, seed: int) -> NDArray[np.bool_]:
     """Weights that dropout keeps: lowbias32 of the element's number, keyed by seed's two words."""
     word = np.arange(np.prod(shape), dtype=np.uint32)
     for key in (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF):

@@ -15,6 +15,12 @@ from torch import Tensor
 from kernel_gate import loops
 from kernel_gate.cases import TYPES, Case, random_case, tensors
 from kernel_gate.report import Errors
+from kernel_gate.rows import (
+    compare_losses,
+    compare_residuals,
+    random_loss_case,
+    random_residual_case,
+)
 from kernel_gate.steps import compare_steps, random_step_case
 from kernel_gate.tolerances import LEAST_SUM, TOLERANCES
 from lightconv_mt import ops
@@ -24,7 +30,10 @@ from lightconv_mt.ops import Backend, resolve_backend
 # Module and name of what gives the kernels' outputs their memory.
 ALLOCATORS = {
     "native": [("native", "empty_like")],
-    "triton": [(f"triton_{name}", "empty") for name in ("lightconv", "dynamicconv", "step")],
+    "triton": [
+        (f"triton_{name}", "empty")
+        for name in ("lightconv", "dynamicconv", "step", "cross_entropy", "residual")
+    ],
 }
 QUANTITIES = ("y", "grad_x", "grad_weight")
 
@@ -54,9 +63,13 @@ def main() -> int:
         for _ in range(calls // 4):
             case = random_step_case(rng, types)
             compare_steps(case, rng, errors, backend=backend, device=arguments.device)
+        for _ in range(calls // 4):
+            loss, join = random_loss_case(rng, types), random_residual_case(rng, types)
+            compare_losses(loss, errors, backend=backend, device=arguments.device)
+            compare_residuals(join, errors, backend=backend, device=arguments.device)
     print(
-        f"{calls} random calls of {backend.value} on {arguments.device}, {calls // 4} of its "
-        f"one-step functions, seed {arguments.seed}"
+        f"{calls} random calls of {backend.value} on {arguments.device}, {calls // 4} each of its "
+        f"one-step functions, cross-entropy and residual dropout, seed {arguments.seed}"
     )
     return not errors.print(["function", "type", "quantity", "against"])
 

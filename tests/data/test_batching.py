@@ -198,6 +198,16 @@ def test_collate_pads_on_the_right() -> None:
     assert batch.num_tokens == 4
 
 
+def test_the_pieces_of_a_batch_hold_its_sentences_in_order() -> None:
+    rows = [([5] * 4, [6 + n] * n) for n in (3, 5, 2, 5, 4, 1)]
+    batch = collate(rows, TRAINED_IDS, TRAINED_IDS)
+    for pieces in (1, 2, 4, 6, 9):
+        parts = batch.split(pieces)
+        assert len(parts) == min(pieces, 6)
+        assert sum(part.num_tokens for part in parts) == batch.num_tokens
+        assert torch.equal(torch.cat([part.tgt_out for part in parts]), batch.tgt_out)
+
+
 def test_a_batch_twice_repeats_every_sentence_and_counts_its_tokens_once() -> None:
     batch = collate([([5, 2], [6, 7, 2]), ([8, 9, 2], [4, 2])], TRAINED_IDS, TRAINED_IDS)
     twice = batch.twice()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from toy_models import mixer_model
 
 from lightconv_mt.data.tokenizer_base import SpecialIds
 from lightconv_mt.decode.batch_search import BatchSearch, Request
@@ -18,9 +20,8 @@ from lightconv_mt.decode.trace import Hypothesis
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.ensemble import Ensemble
-from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
+from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops import Backend
-from lightconv_mt.ops.native import NativeUnavailableError, load_library
 
 IDS = SpecialIds(bos=0, pad=1, eos=2, unk=3)
 VOCAB = 60
@@ -28,39 +29,7 @@ BATCH_SIZES = (1, 2, 3, 7, 16, 64, 500)
 CONFIG = DecodeConfig(beam_size=4, nbest=4, max_length_ratio=1.5, max_length_extra=5)
 
 
-def build(
-    name: str,
-    *,
-    backend: Backend = Backend.native,
-    sides: dict[str, Any] | None = None,
-    **fields: Any,
-) -> Seq2SeqTransformer:
-    if backend is Backend.native:
-        try:
-            load_library()
-        except NativeUnavailableError as error:
-            pytest.skip(f"no native kernels: {error}")
-    torch.manual_seed(4)
-    kernels = {"encoder_kernel_sizes": [3], "decoder_kernel_sizes": [5]} if "conv" in name else {}
-    model = Seq2SeqTransformer(
-        ModelConfig(
-            mixer=MIXERS[name](**kernels, **fields),
-            dim=16,
-            ffn_dim=24,
-            num_heads=2,
-            encoder_layers=1,
-            decoder_layers=2,
-            tying=Tying.none,
-            **(sides or {}),
-        ),
-        src_vocab_size=VOCAB,
-        tgt_vocab_size=VOCAB,
-        src_pad_id=IDS.pad,
-        tgt_pad_id=IDS.pad,
-        backend=backend,
-    )
-    torch.nn.init.normal_(model.output_weight)
-    return model
+build = partial(mixer_model, vocab_size=VOCAB)
 
 
 def search_of(

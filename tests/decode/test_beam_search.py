@@ -6,6 +6,7 @@ from math import inf, isclose, nan
 
 import pytest
 import torch
+from cpp_kernels import need_library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_rules import allowed, check, divided
@@ -19,7 +20,6 @@ from lightconv_mt.decode.config import DecodeConfig, LengthNormalization, length
 from lightconv_mt.decode.trace import Hypothesis
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.ops import Backend
-from lightconv_mt.ops.native import NativeUnavailableError, load_library
 
 
 def search(
@@ -469,20 +469,14 @@ def test_impossible_settings_are_refused_by_name(
 @pytest.fixture(params=[Backend.torch, Backend.native])
 def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param is Backend.native:
-        try:
-            load_library()
-        except NativeUnavailableError as error:
-            pytest.skip(f"no native kernels: {error}")
+        need_library()
     return request.param
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("beam", "vocab"), [(1, 3), (2, 3), (4, 7), (5, 300)])
 def test_both_backends_rank_alike(dtype: torch.dtype, beam: int, vocab: int) -> None:
-    try:
-        load_library()
-    except NativeUnavailableError as error:
-        pytest.skip(f"no native kernels: {error}")
+    need_library()
     logits = (torch.randn(6 * beam, vocab) * 3).round().to(dtype)  # with ties
     logits[1, ::2], logits[2, 1], logits[-1, 1:] = -inf, nan, -inf
     partition = logits.to(torch.promote_types(dtype, torch.float32)).logsumexp(-1)

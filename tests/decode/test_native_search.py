@@ -7,18 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from toy_models import IDS
+from toy_models import IDS, mixer_model
 
 from lightconv_mt.decode.beam_search import Entering, beam_search
 from lightconv_mt.decode.config import DecodeConfig, LengthNormalization
 from lightconv_mt.decode.native_search import has_options, native_search
 from lightconv_mt.decode.trace import Hypothesis
-from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.native_decoder import NativeDecoder, NativeState
 from lightconv_mt.model.native_encoder import NativeEncoder
-from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
+from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops import Backend
-from lightconv_mt.ops.native import NativeUnavailableError, load_library
 
 VOCAB = 40
 PREFIXES = [[], [7, 8], [], [9], []]
@@ -26,26 +24,7 @@ PREFIXES = [[], [7, 8], [], [9], []]
 LENGTHS = [[9, 9, 8], [7, 7], [6, 5, 5], [4], [2, 1, 1]]
 
 
-def build(name: str = "lightconv", *, scale: float = 1.0) -> Seq2SeqTransformer:
-    try:
-        load_library()
-    except NativeUnavailableError as error:
-        pytest.skip(f"no native kernels: {error}")
-    torch.manual_seed(4)
-    kernels = {"encoder_kernel_sizes": [3], "decoder_kernel_sizes": [5]} if "conv" in name else {}
-    config = ModelConfig(
-        mixer=MIXERS[name](**kernels),
-        dim=16,
-        ffn_dim=24,
-        num_heads=2,
-        encoder_layers=1,
-        decoder_layers=2,
-        tying=Tying.none,
-    )
-    sizes = {"src_vocab_size": VOCAB, "tgt_vocab_size": VOCAB, "src_pad_id": 1, "tgt_pad_id": 1}
-    model = Seq2SeqTransformer(config, **sizes).eval()
-    torch.nn.init.normal_(model.output_weight, std=scale)
-    return model
+build = partial(mixer_model, vocab_size=VOCAB)
 
 
 def entering(
@@ -79,7 +58,7 @@ def both(
     room: tuple[int, int] = (6, 40),
 ) -> tuple[list[list[Hypothesis]], list[list[Hypothesis]]]:
     """What C++ and the definition find."""
-    model = model or build()
+    model = model or build("lightconv")
     decoder, lengths = NativeDecoder(model, torch.float32), lengths or LENGTHS
     limits = {"max_sentences": room[0], "max_source_tokens": room[1]}
     prepare = partial(entering, model, decoder, config.beam_size, lengths, prefixes)
@@ -156,7 +135,7 @@ def test_sentences_enter_when_there_is_room(room: tuple[int, int]) -> None:
 
 
 def test_equal_logits_and_beams_wider_than_the_vocabulary() -> None:
-    model = build()
+    model = build("lightconv")
     torch.nn.init.zeros_(model.output_weight)
     for beam in (4, 50):
         config = DecodeConfig(beam_size=beam, nbest=beam, max_length=3)
@@ -165,7 +144,7 @@ def test_equal_logits_and_beams_wider_than_the_vocabulary() -> None:
 
 
 def test_nothing_possible_is_no_hypothesis() -> None:
-    model = build()
+    model = build("lightconv")
     with torch.no_grad():
         model.src_embedding.weight[20, 3] = nan
     lengths = [[9] * 8]

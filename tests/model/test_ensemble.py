@@ -8,7 +8,8 @@ from toy_models import model_of, pair_of
 
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translator
-from lightconv_mt.model.ensemble import Ensemble, log_mean
+from lightconv_mt.model.ensemble import Ensemble, JointDecoder, log_mean
+from lightconv_mt.model.search_model import SearchModel
 from lightconv_mt.ops import Backend
 
 LINES = ["ax b c", "", "d", "b bx cy d a", "cy cy", "a b"]
@@ -38,9 +39,12 @@ def test_probabilities_are_averaged() -> None:
             ]
         ).mean(0)
         assert torch.allclose(whole.exp(), expected, atol=1e-6)
-        state = both.start(both.encode(src, mask), mask, 1)
+        joint = JointDecoder(
+            [SearchModel(each, torch.float32, native=False, steps=False) for each in models]
+        )
+        state = joint.begin(src, mask, 1)
         for place in range(3):
-            step, state = both.decode_step(tgt[:, place : place + 1], state)
+            step, state = joint.decode_step(tgt[:, place : place + 1], state)
             assert torch.allclose(step[:, 0], whole[:, place], atol=1e-4)
     assert torch.allclose(log_mean([torch.zeros(1, 4)] * 3), torch.full((1, 4), 0.25).log())
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from odd_models import MODELS, VOCAB, build, encoded, need_library
+from cpp_kernels import need_library
+from odd_models import MODELS, VOCAB, build, encoded
 from torch import Tensor, nn
 
 from lightconv_mt.model.native_decoder import NativeDecoder, unsupported

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from odd_models import build_model, need_library, sources_of
+from cpp_kernels import need_library
+from odd_models import build_model, sources_of
 from torch import Tensor, nn
 
 from lightconv_mt.mixers import MIXERS

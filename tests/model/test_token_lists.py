@@ -4,9 +4,10 @@ from math import inf
 
 import pytest
 import torch
+from cpp_kernels import need_library
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from odd_models import MODELS, VOCAB, build, encoded, need_library
+from odd_models import MODELS, VOCAB, build, encoded
 from torch import Tensor
 
 from lightconv_mt.model.native_decoder import NativeDecoder

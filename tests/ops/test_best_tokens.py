@@ -4,20 +4,15 @@ from math import inf, nan
 
 import pytest
 import torch
+from cpp_kernels import cpu_backends
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightconv_mt.ops.best_tokens import best_tokens, log_partition
 from lightconv_mt.ops.dispatch import Backend
-from lightconv_mt.ops.native import KERNEL_TYPES, NativeUnavailableError, load_library
+from lightconv_mt.ops.native import KERNEL_TYPES
 
-try:
-    load_library()
-    BACKENDS = [Backend.torch, Backend.native]
-except NativeUnavailableError as error:
-    if "no C++ compiler" not in str(error):
-        raise
-    BACKENDS = [Backend.torch]
+BACKENDS = cpu_backends()
 
 on_backends = pytest.mark.parametrize("backend", BACKENDS)
 

@@ -4,19 +4,13 @@ import math
 
 import pytest
 import torch
+from cpp_kernels import cpu_backends
 from torch import Tensor
 
 from lightconv_mt.ops.cross_entropy import Smoothing, cross_entropy_
 from lightconv_mt.ops.dispatch import Backend
-from lightconv_mt.ops.native import NativeUnavailableError, load_library
 
-try:
-    load_library()
-    BACKENDS = [Backend.torch, Backend.native]
-except NativeUnavailableError as error:
-    if "no C++ compiler" not in str(error):
-        raise
-    BACKENDS = [Backend.torch]
+BACKENDS = cpu_backends()
 
 # Rounding of the gradient, whose entries are at most about 1 + agreement.
 TOLERANCES = {

@@ -5,20 +5,14 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from cpp_kernels import cpu_backends
 from torch import Tensor
 
 from lightconv_mt.ops.dispatch import Backend
 from lightconv_mt.ops.masks import keep_mask
-from lightconv_mt.ops.native import NativeUnavailableError, load_library
 from lightconv_mt.ops.residual import dropout, residual, residual_norm
 
-try:
-    load_library()
-    BACKENDS = [Backend.torch, Backend.native]
-except NativeUnavailableError as error:
-    if "no C++ compiler" not in str(error):
-        raise
-    BACKENDS = [Backend.torch]
+BACKENDS = cpu_backends()
 
 SEED = 0x1234_5678_9ABC_DEF
 SHAPES = [(3, 5, 16), (1, 1, 1), (2, 3, 37), (67, 2, 130), (0, 4, 8)]

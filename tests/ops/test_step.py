@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from cpp_kernels import need_library
 from torch import Tensor
 
 from lightconv_mt.ops import Backend, dynamicconv_step, lightconv_step, native
@@ -28,15 +29,8 @@ TOLERANCE = {
 @pytest.fixture(params=[Backend.reference, Backend.torch, Backend.native])
 def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param is Backend.native:
-        native_library()
+        need_library()
     return request.param
-
-
-def native_library(march: str = "native") -> Any:
-    try:
-        return native.load_library(march)
-    except native.NativeUnavailableError as error:
-        pytest.skip(f"no native kernels for {march}: {error}")
 
 
 @pytest.mark.parametrize("function", WHOLE)
@@ -124,7 +118,7 @@ def check_native(rng: random.Random) -> None:
 
 @pytest.mark.parametrize("march", ["native", "x86-64", "x86-64-v3"])
 def test_native_steps_of_any_type_and_size(march: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = native_library(march)
+    library = need_library(march)
     monkeypatch.setattr(native, "load_library", lambda: library)
     monkeypatch.setattr(native, "empty_like", lambda x: torch.full(x.shape, torch.nan).to(x.dtype))
     torch.manual_seed(1)
@@ -134,7 +128,7 @@ def test_native_steps_of_any_type_and_size(march: str, monkeypatch: pytest.Monke
 
 
 def test_threads_change_no_bit() -> None:
-    native_library()
+    need_library()
     x, ring, weight = torch.randn(96, 1, 64), torch.randn(96, 30, 64), torch.randn(2, 31)
     position, before = torch.arange(96), torch.get_num_threads()
     results = []
@@ -170,7 +164,7 @@ def test_impossible_arguments_are_refused(backend: Backend) -> None:
 
 @pytest.mark.parametrize("kernel", [lightconv_step_kernel, dynamicconv_step_kernel])
 def test_torchs_own_checks_pass(kernel: Any) -> None:
-    native_library()
+    need_library()
     shape = (2, 3, 2, 4) if kernel is dynamicconv_step_kernel else (2, 4)
     arguments = (
         torch.randn(2, 3, 6),
@@ -184,7 +178,7 @@ def test_torchs_own_checks_pass(kernel: Any) -> None:
 
 @torch.no_grad()
 def test_compiling_sees_one_op_and_keeps_the_ring() -> None:
-    native_library()
+    need_library()
 
     def step(x: Tensor, ring: Tensor, position: Tensor, weight: Tensor) -> Tensor:
         return lightconv_step(x, ring, position, weight, backend=Backend.native) * 2

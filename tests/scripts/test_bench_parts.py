@@ -2,17 +2,15 @@
 
 import pytest
 import torch
+from cpp_kernels import need_library
 
 from bench_parts import PARTS, timed
 from lightconv_mt.ops import native
 
 
 def test_parts_are_within_the_whole_and_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        expected_library = native.load_library()
-        library = native.load_library(sources=("parts.cpp",))
-    except native.NativeUnavailableError as error:
-        pytest.skip(f"no native kernels: {error}")
+    expected_library = need_library()
+    library = native.load_library(sources=("parts.cpp",))
     x, upstream = torch.randn(2, 2, 300, 64)
     weight = torch.randn(2, 300, 4, 7)
 

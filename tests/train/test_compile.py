@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from cpp_kernels import need_library
 from torch import Tensor
 
 from lightconv_mt.data.batching import Batch, collate
@@ -14,7 +15,6 @@ from lightconv_mt.errors import ConfigError
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops.dispatch import Backend
-from lightconv_mt.ops.native import NativeUnavailableError, load_library
 from lightconv_mt.train.compile import EXAMPLE, compile_layers, example_batch
 from lightconv_mt.train.loss import LabelSmoothedLoss, Objective
 
@@ -73,10 +73,7 @@ def step(of: Seq2SeqTransformer, read: Batch) -> list[Tensor]:
 def test_a_model_compiled_once_serves_every_shape_with_the_same_dropout(thorough: bool) -> None:
     if not thorough:
         pytest.skip("compiling takes half a minute of a core; --thorough runs it")
-    try:
-        load_library()
-    except NativeUnavailableError as error:
-        pytest.skip(str(error))
+    need_library()
     import torch._dynamo.utils as counts
 
     for mixer in ("lightconv", "dynamicconv", "attention"):

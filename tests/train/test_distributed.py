@@ -1,6 +1,6 @@
 """Several processes compute what one does, and one that dies or hangs costs no work."""
 
-import hashlib
+import json
 import os
 import random
 import signal
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from cpp_kernels import need_library
+from run_digests import digests
 from safetensors.torch import load_file
 
 from lightconv_mt.data.batching import Batch
@@ -110,17 +112,6 @@ def run(processes: int, words: list[str]) -> None:
     assert child.returncode == 0, said
 
 
-def digests(run_dir: Path) -> dict[str, str]:
-    names = ("checkpoints/*/*", "checkpoints/best", "average/*", "metrics.jsonl", "bleu.json")
-    found = {
-        str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for name in names
-        for path in run_dir.glob(name)
-    }
-    assert len(found) > 10
-    return found
-
-
 @pytest.fixture(scope="module")
 def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Digests of a run of two processes that nothing happens to."""
@@ -179,6 +170,28 @@ def test_a_checkpoint_of_some_processes_serves_any_other_number(
     run(2, [*words, "runtime.parallel=fsdp"])
     for name in ("model", "ema"):
         assert apart(tmp_path / "straight", tmp_path / "changing", name) < 1e-6
+
+
+@pytest.mark.timeout(900)
+def test_without_an_average_no_process_leaves_before_the_best_is_scored(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    words = [*arguments, "checkpoint.average_last=0", "train.max_steps=1"]
+    run(2, [*words, f"run_dir={tmp_path / 'run'}"])
+    assert list(json.loads((tmp_path / "run/bleu.json").read_text())) == ["best", "decode"]
+
+
+@pytest.mark.timeout(900)
+def test_compiled_layers_compute_in_two_processes_what_they_do_without(
+    arguments: list[str], tmp_path: Path, thorough: bool
+) -> None:
+    if not thorough:
+        pytest.skip("compiling takes a minute of two cores; --thorough runs it")
+    need_library()
+    words = [*arguments, "optim.eps=1e-3", "runtime.timeout_seconds=300"]
+    for compiled in ("true", "false"):
+        run(2, [*words, f"run_dir={tmp_path / compiled}", f"runtime.compile={compiled}"])
+    assert apart(tmp_path / "true", tmp_path / "false") < 1e-5
 
 
 @pytest.mark.timeout(3600)

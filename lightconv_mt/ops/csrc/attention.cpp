@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "dropout.h"
-#include "vector.h"
+#include "element.h"
 
 namespace {
 
@@ -268,13 +268,7 @@ void run(const Call& call, bool backward) {
 }
 
 int run_typed(const Call& call, bool backward) {
-  switch (call.type) {
-    case 0: run<float>(call, backward); return 0;
-    case 1: run<bf16>(call, backward); return 0;
-    case 2: run<f16>(call, backward); return 0;
-    case 3: run<double>(call, backward); return 0;
-  }
-  return 2;
+  return by_type(call.type, [&](auto element) { return run<decltype(element)>(call, backward), 0; });
 }
 
 }  // namespace

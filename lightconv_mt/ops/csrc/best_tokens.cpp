@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "best_tokens.h"
+#include "element.h"
 
 namespace {
 
@@ -58,24 +59,17 @@ void best_continuations(const RankCall& call) {
   });
 }
 
-template <class Work>
-int by_type(i64 type, const Work& work) {
-  switch (type) {
-    case 0: work(float{}); return 0;
-    case 1: work(bf16{}); return 0;
-    case 2: work(f16{}); return 0;
-    case 3: work(double{}); return 0;
-  }
-  return 1;
-}
-
 }  // namespace
 
 extern "C" {
 int lcmt_log_partition(const Call* call) {
-  return by_type(call->type, [&](auto element) { log_partition<decltype(element)>(*call); });
+  return by_type(call->type, [&](auto element) {
+    return log_partition<decltype(element)>(*call), 0;
+  });
 }
 int lcmt_best_continuations(const RankCall* call) {
-  return by_type(call->type, [&](auto element) { best_continuations<decltype(element)>(*call); });
+  return by_type(call->type, [&](auto element) {
+    return best_continuations<decltype(element)>(*call), 0;
+  });
 }
 }

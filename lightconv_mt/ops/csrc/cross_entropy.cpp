@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "vector.h"
+#include "element.h"
 
 namespace {
 
@@ -146,11 +146,5 @@ void run(const Call& call) {
 extern "C" int lcmt_cross_entropy(const Call* call) {
   for (i64 row = 0; row < call->rows; ++row)
     if (call->target[row] < 0 || call->target[row] >= call->vocab) return 1;
-  switch (call->type) {
-    case 0: run<float>(*call); return 0;
-    case 1: run<bf16>(*call); return 0;
-    case 2: run<f16>(*call); return 0;
-    case 3: run<double>(*call); return 0;
-  }
-  return 2;
+  return by_type(call->type, [&](auto element) { return run<decltype(element)>(*call), 0; });
 }

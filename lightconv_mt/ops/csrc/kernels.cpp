@@ -10,6 +10,7 @@
 #endif
 
 #include "convolve.h"
+#include "element.h"
 #include "gradients.h"
 #include "parts.h"
 #include "step.h"
@@ -321,24 +322,20 @@ void run(const Call& call, bool dynamic, bool backward) {
   }
 }
 
-// Call `work` with a value of the element type, 0 when it went well.
+// What `by_type` returns, 2 where there is not enough memory.
 template <class Work>
-int by_type(i64 type, const Work& work) {
+int attempt(i64 type, const Work& work) {
   try {
-    switch (type) {
-      case 0: work(float{}); return 0;
-      case 1: work(bf16{}); return 0;
-      case 2: work(f16{}); return 0;
-      case 3: work(double{}); return 0;
-    }
-    return 1;
+    return by_type(type, work);
   } catch (const std::bad_alloc&) {
     return 2;
   }
 }
 
 int dispatch(const Call* call, bool dynamic, bool backward) {
-  return by_type(call->type, [&](auto element) { run<decltype(element)>(*call, dynamic, backward); });
+  return attempt(call->type, [&](auto element) {
+    return run<decltype(element)>(*call, dynamic, backward), 0;
+  });
 }
 
 }  // namespace
@@ -350,6 +347,7 @@ int lcmt_lightconv_backward(const Call* call) { return dispatch(call, false, tru
 int lcmt_dynamicconv(const Call* call) { return dispatch(call, true, false); }
 int lcmt_dynamicconv_backward(const Call* call) { return dispatch(call, true, true); }
 int lcmt_step(const StepCall* call) {
-  return by_type(call->type, [&](auto element) { Step<decltype(element)>{*call}.run(); });
+  return attempt(call->type,
+                 [&](auto element) { return Step<decltype(element)>{*call}.run(), 0; });
 }
 }

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "dropout.h"
-#include "vector.h"
+#include "element.h"
 
 namespace {
 
@@ -148,30 +148,19 @@ void norm_backward(const Call& call) {
     }
 }
 
-// Calls `run` with a value of an element type.
-template <class Run>
-int with_type(i64 type, const Run& run) {
-  switch (type) {
-    case 0: return run(float{});
-    case 1: return run(bf16{});
-    case 2: return run(f16{});
-    case 3: return run(double{});
-  }
-  return 2;
-}
 template <class X, class Y>
 constexpr bool same_sums =
     std::is_same_v<typename Accumulator<X>::type, typename Accumulator<Y>::type>;
 
-// Calls `run` with values of the types of x and y.
+// What `run` returns when called with values of the types of x and y; 2 where their sums differ.
 template <class Run>
 int with_types(const Call* call, const Run& run) {
-  return with_type(call->x_type, [&](auto x) {
-    return with_type(call->y_type, [&](auto y) {
+  return by_type(call->x_type, [&](auto x) {
+    return by_type(call->y_type, [&](auto y) {
       using X = decltype(x);
       using Y = decltype(y);
       if constexpr (same_sums<X, Y>)
-        return run(x, y), 0;
+        return run(x, y);
       else
         return 2;
     });
@@ -181,9 +170,8 @@ int with_types(const Call* call, const Run& run) {
 }  // namespace
 
 extern "C" int lcmt_residual(const Call* call) {
-  int failed = 2;
-  const int other = with_types(call, [&](auto x, auto y) {
-    failed = with_type(call->out_type, [&](auto out) {
+  return with_types(call, [&](auto x, auto y) {
+    return by_type(call->out_type, [&](auto out) {
       using X = decltype(x);
       using O = decltype(out);
       if constexpr (same_sums<X, O>)
@@ -192,13 +180,15 @@ extern "C" int lcmt_residual(const Call* call) {
         return 2;
     });
   });
-  return other ? other : failed;
 }
 
 extern "C" int lcmt_residual_norm(const Call* call) {
-  return with_types(call, [&](auto x, auto y) { norm<decltype(x), decltype(y)>(*call); });
+  return with_types(call,
+                    [&](auto x, auto y) { return norm<decltype(x), decltype(y)>(*call), 0; });
 }
 
 extern "C" int lcmt_residual_norm_backward(const Call* call) {
-  return with_types(call, [&](auto x, auto y) { norm_backward<decltype(x), decltype(y)>(*call); });
+  return with_types(call, [&](auto x, auto y) {
+    return norm_backward<decltype(x), decltype(y)>(*call), 0;
+  });
 }
