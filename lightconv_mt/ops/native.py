@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import struct
 import subprocess
 from functools import cache
@@ -176,13 +177,11 @@ def _build(march: str, *sources: str) -> Path:
         # Without OpenMP the kernels run on one thread.
         for parallel in (["-fopenmp"], []):
             command = [compiler, *flags, *parallel, "-o", str(fresh), *map(str, files)]
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_SECONDS, check=False
-            )
-            if done.returncode == 0:
+            code, said = _compile(command)
+            if code == 0:
                 break
         else:
-            errors = [line for line in done.stderr.splitlines() if "error" in line]
+            errors = [line for line in said.splitlines() if "error" in line]
             raise NativeUnavailableError(f"{compiler} failed: {' '.join(errors[:1])}")
         os.replace(fresh, path)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -190,6 +189,23 @@ def _build(march: str, *sources: str) -> Path:
     finally:
         fresh.unlink(missing_ok=True)
     return path
+
+
+def _compile(command: list[str]) -> tuple[int, str]:
+    """Exit code and error output of a compiler; what it started ends with it."""
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as compiler:
+        try:
+            _, said = compiler.communicate(timeout=BUILD_TIMEOUT_SECONDS)
+        except BaseException:  # it took too long, or Ctrl-C
+            os.killpg(compiler.pid, signal.SIGKILL)
+            raise
+    return compiler.returncode, said
 
 
 def _compiler_version(compiler: str) -> str:
