@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +59,7 @@ class Monitor(SilentMonitor):
         self._path = run_dir / "metrics.jsonl"
         self._file = self._path.open("a", encoding="utf-8", newline="\n")
         self.rewind(lines)
+        self._told_of_fonts = False
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(
             total=max_steps,
@@ -108,9 +110,21 @@ class Monitor(SilentMonitor):
             self._bar.write(text, file=sys.stderr)
 
     def figures(self, step: int, figures: Mapping[str, "Figure"]) -> None:
-        """Show pictures."""
-        for tag, figure in figures.items():
-            self._board.add_figure(tag, figure, step)
+        """Show pictures; that no font has some of their characters is told once."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for tag, figure in figures.items():
+                self._board.add_figure(tag, figure, step)
+        missing = [each for each in caught if "missing from font" in str(each.message)]
+        for each in caught:
+            if each not in missing:
+                warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+        if missing and not self._told_of_fonts:
+            self._told_of_fonts = True
+            logger.info(
+                "pictures: no font here has some of the characters; install one that does, such as "
+                "Noto Sans CJK"
+            )
 
     def close(self) -> None:
         """Flush and close everything."""

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_LABELS = 64  # of rows; of more, some are left out
+# Asked in turn, where they are installed, for characters that matplotlib's own font lacks.
+FONTS_OF_OTHER_SCRIPTS = (
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Hiragino Sans", "PingFang SC"),
+    *("Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "IPAexGothic", "WenQuanYi Zen Hei"),
+    *("Noto Sans Devanagari", "Noto Sans Thai", "Arial Unicode MS", "Unifont"),
+)
 
 
 class Panel(NamedTuple):
@@ -106,6 +112,7 @@ def _draw(panels: list[Panel], *, xlabel: str, columns: Sequence[str] | None) ->
     """One heat map a layer, side by side; rows are labelled where they change, columns on all."""
     from matplotlib.figure import Figure  # takes a second, which only training needs
 
+    style: dict[str, Any] = {"fontsize": 7, "fontfamily": _fonts()}
     figure = Figure(figsize=(3.2 * len(panels), 4.0), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(panels)))
     labelled: Sequence[str] = ()
@@ -115,8 +122,16 @@ def _draw(panels: list[Panel], *, xlabel: str, columns: Sequence[str] | None) ->
         axis.set_title(f"layer {int(name.split('.')[2]) + 1}")
         axis.set_xlabel(xlabel)
         ticks = range(0, len(rows), 1 + len(rows) // MOST_LABELS)
-        axis.set_yticks(ticks, [rows[row] if rows != labelled else "" for row in ticks], fontsize=7)
+        axis.set_yticks(ticks, [rows[row] if rows != labelled else "" for row in ticks], **style)
         labelled = rows
         if columns is not None:
-            axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
+            axis.set_xticks(range(len(columns)), columns, rotation=90, **style)
     return figure
+
+
+def _fonts() -> list[str]:
+    """Families that labels are set in, the usual one first."""
+    from matplotlib import font_manager, rcParams
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return [*rcParams["font.family"], *(n for n in FONTS_OF_OTHER_SCRIPTS if n in installed)]

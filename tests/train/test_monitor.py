@@ -1,6 +1,7 @@
 """What a run says of itself survives a crash and a resume."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,3 +77,21 @@ def test_scalars_samples_and_pictures_reach_tensorboard(tmp_path: Path) -> None:
     assert b"one sentence" in text.tensor_proto.string_val[0]
     # A resumed run must repeat its file to the byte, so clock times stay out of it.
     assert "seconds" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+@pytest.mark.filterwarnings("error")
+def test_characters_that_no_font_has_are_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="lightconv_mt")
+    figure, axis = plt.subplots()
+    axis.set_title("\ue000\ue001")  # private characters
+    monitor = Monitor(tmp_path, step=0, lines=0, max_steps=10)
+    for step in (1, 2):
+        monitor.figures(step, {"kernels/encoder": figure})
+    monitor.close()
+    plt.close(figure)
+    assert [record.message for record in caplog.records] == [
+        "pictures: no font here has some of the characters; install one that does, such as "
+        "Noto Sans CJK"
+    ]

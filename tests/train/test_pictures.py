@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib import font_manager, rcParams
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontEntry
 from torch import Tensor
 
 from lightconv_mt.data.batching import Batch
@@ -15,6 +17,7 @@ from lightconv_mt.mixers.conv_block import ConvBlockConfig
 from lightconv_mt.mixers.dynamicconv import DynamicConvMixer
 from lightconv_mt.mixers.lightconv import LightConvMixer
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
+from lightconv_mt.train import pictures
 from lightconv_mt.train.pictures import draw_model
 
 WIDTHS = [3, 5]
@@ -112,3 +115,9 @@ def test_mixed_stacks_are_drawn_under_their_layers_own_numbers() -> None:
     found = [[label.get_text() for label in axis.get_yticklabels()] for axis in figure.axes]
     assert found == [["head 0", "head 1"], SRC, [f"head {head}" for head in range(8)]]
     assert figure.axes[2].images[0].get_clim()[0] < 0.0  # weights without softmax
+
+
+def test_fonts_of_other_scripts_come_after_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = [FontEntry(name=name) for name in ("Unifont", "Comic Sans MS", "Hiragino Sans")]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", installed)
+    assert pictures._fonts() == [*rcParams["font.family"], "Hiragino Sans", "Unifont"]
