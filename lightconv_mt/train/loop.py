@@ -195,7 +195,7 @@ class Trainer:
         sums = self._gradient(batches.own, batches.num_tokens)
         while_it_runs()  # what follows waits for the device
         loss_sum, nll_sum = self.distributed.total(*sums)
-        norm = self._update(self.schedule.lr(state.step, self.optim.lr))
+        norm = self._update(self.schedule.lr(state.step - 1, self.optim.lr))
         state.epoch, state.index = batches.epoch, batches.index
         state.tokens += batches.num_tokens
         if norm is None:
@@ -309,7 +309,7 @@ class Trainer:
             "train/loss": state.loss_sum / tokens,
             "train/nll": state.nll_sum / tokens,
             "train/gradient_norm": state.norm_sum / steps,
-            "train/lr": self.schedule.lr(state.step, self.optim.lr),
+            "train/lr": self.schedule.lr(state.step - 1, self.optim.lr),
             "train/tokens_per_step": state.token_count / steps,
             "train/epoch": state.epoch + state.index / self.batcher.num_batches(state.epoch),
             "train/skipped_steps": state.skipped_steps,

@@ -21,18 +21,19 @@ class ScheduleConfig:
         if not self.warmup_init_lr >= 0.0:
             raise ConfigError(f"schedule.warmup_init_lr is {self.warmup_init_lr}; give 0 or more")
 
-    def lr(self, step: int, peak_lr: float) -> float:
-        """Learning rate of the given step (the first one is 1).
+    def lr(self, done: int, peak_lr: float) -> float:
+        """Learning rate of the next step.
 
         Args:
-            step: optimiser steps done once this one is.
+            done: optimiser steps done so far, so that as many steps as a warm-up and a period of
+                `cosine` have end with that period.
             peak_lr: learning rate at the end of the warm-up.
         """
-        if step < self.warmup_steps:
-            return self.warmup_init_lr + step * (peak_lr - self.warmup_init_lr) / self.warmup_steps
-        return self.decayed(step, peak_lr)
+        if done < self.warmup_steps:
+            return self.warmup_init_lr + done * (peak_lr - self.warmup_init_lr) / self.warmup_steps
+        return self.decayed(done, peak_lr)
 
-    def decayed(self, step: int, peak_lr: float) -> float:
+    def decayed(self, done: int, peak_lr: float) -> float:
         """Learning rate after the warm-up."""
         raise NotImplementedError
 
@@ -51,13 +52,13 @@ def register_schedule(config: Config) -> Config:
 @register_schedule
 @dataclass(kw_only=True)
 class InverseSqrtConfig(ScheduleConfig):
-    """lr = peak * sqrt(warmup_steps / step) (Vaswani et al., 2017; fairseq's inverse_sqrt)."""
+    """lr = peak * sqrt(warmup_steps / done) (Vaswani et al., 2017; fairseq's inverse_sqrt)."""
 
     name: str = "inverse_sqrt"
 
-    def decayed(self, step: int, peak_lr: float) -> float:
-        """Inverse square root of the step."""
-        return peak_lr * sqrt(self.warmup_steps / step)
+    def decayed(self, done: int, peak_lr: float) -> float:
+        """Inverse square root of the steps done."""
+        return peak_lr * sqrt(self.warmup_steps / done)
 
 
 @register_schedule
@@ -84,9 +85,9 @@ class CosineConfig(ScheduleConfig):
         if not 0.0 < self.shrink <= 1.0:
             raise ConfigError(f"schedule.shrink is {self.shrink}; give a factor in (0, 1]")
 
-    def decayed(self, step: int, peak_lr: float) -> float:
+    def decayed(self, done: int, peak_lr: float) -> float:
         """Half a cosine a period."""
-        since, mult = step - self.warmup_steps, self.period_mult
+        since, mult = done - self.warmup_steps, self.period_mult
         if mult == 1.0:
             period, length, start = since // self.period_steps, float(self.period_steps), 0.0
             start = period * length

@@ -143,7 +143,7 @@ class TrialTrainer(Trainer):
         sums = self._gradient(batches, sum(batch.num_tokens for batch in batches))
         self.distributed.total(*sums)  # waits for the device, as in a step
         middle = time.perf_counter()
-        self._update(self.schedule.lr(self.state.step + 1, self.optim.lr))
+        self._update(self.schedule.lr(self.state.step, self.optim.lr))
         return places, batches, middle - started, time.perf_counter() - middle
 
     def _is_over(self, started: float, seconds: float) -> bool:

@@ -62,8 +62,8 @@ class Job:
         return cls(**json.loads(sys.argv[1]))
 
 
-def learning_rate(update: int) -> float:
-    """Linear warm-up, then the inverse square root; the first update is 1."""
-    if update < WARMUP_UPDATES:
-        return FIRST_LR + update * (PEAK_LR - FIRST_LR) / WARMUP_UPDATES
-    return PEAK_LR * sqrt(WARMUP_UPDATES / update)
+def learning_rate(done: int) -> float:
+    """Linear warm-up, then the inverse square root, of the updates done before."""
+    if done < WARMUP_UPDATES:
+        return FIRST_LR + done * (PEAK_LR - FIRST_LR) / WARMUP_UPDATES
+    return PEAK_LR * sqrt(WARMUP_UPDATES / done)

@@ -32,9 +32,9 @@ def train(job: Job, windows: Windows, model: nn.Module, forward: Forward, *, ver
         }
     )
     batches = draw_batches(pairs, max_tokens=recipe.MAX_TOKENS, seed=job.seed)
-    for update, batch in enumerate(batches, start=1):
+    for done, batch in enumerate(batches):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(update)
+            group["lr"] = learning_rate(done)
         target = pad([tgt for _, tgt in batch])
         tokens = int((target != PAD).sum())
         decoder_input = functional.pad(target[:, :-1], (1, 0), value=BOS)

@@ -150,8 +150,8 @@ def test_our_side_trains_what_fairseq_s_is_asked_for(model: str, size: str, tmp_
 
 def test_plain_loops_have_the_schedule_and_the_loss_of_the_others() -> None:
     ours_is = InverseSqrtConfig(warmup_steps=job.WARMUP_UPDATES, warmup_init_lr=job.FIRST_LR)
-    for update in (1, 7, job.WARMUP_UPDATES - 1, job.WARMUP_UPDATES, 500):
-        assert job.learning_rate(update) == pytest.approx(ours_is.lr(update, job.PEAK_LR))
+    for done in (0, 7, job.WARMUP_UPDATES - 1, job.WARMUP_UPDATES, 500):
+        assert job.learning_rate(done) == pytest.approx(ours_is.lr(done, job.PEAK_LR))
     logits, target = torch.randn(3, 4, 11), torch.randint(2, 11, (3, 4))
     target[1, 2:] = plain_loop.PAD
     loss, nll = plain_loop.smoothed_loss(logits, target)

@@ -33,7 +33,7 @@ from lightconv_mt.train.distributed import Distributed
 from lightconv_mt.train.loop import Trainer
 from lightconv_mt.train.monitor import Monitor
 from lightconv_mt.train.optim import OptimConfig
-from lightconv_mt.train.schedule import InverseSqrtConfig
+from lightconv_mt.train.schedule import CosineConfig, InverseSqrtConfig
 from lightconv_mt.train.signals import SignalFlag
 from lightconv_mt.train.state import Validation
 
@@ -389,3 +389,20 @@ def test_a_state_of_another_version_is_refused(build: Build, strange: str) -> No
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match=f"made by another version .*{strange}"):
         build()
+
+
+def test_the_rate_of_a_step_is_that_of_the_steps_before_it(build: Build) -> None:
+    """As fairseq's of an update is: a run as long as its period does not end with the next one."""
+    trainer, monitor = build(loop={"log_every_steps": 1})
+    trainer.schedule = CosineConfig(warmup_steps=4, period_steps=8, min_lr=1e-6, warmup_init_lr=0.0)
+    taken = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: taken.append(optimizer.param_groups[0]["lr"])
+    )
+    trainer.run(monitor, SignalFlag())
+    monitor.close()
+    half = [1e-6 + 0.5 * (1e-2 - 1e-6) * (1 + math.cos(math.pi * t / 8)) for t in range(8)]
+    assert taken == pytest.approx([0.0, 0.0025, 0.005, 0.0075, *half])
+    lines = (trainer.store.folder.parent / "metrics.jsonl").read_text().splitlines()
+    logged = [found["train/lr"] for line in lines if "train/lr" in (found := json.loads(line))]
+    assert logged == taken
