@@ -135,7 +135,8 @@ def compare_residuals(
     )
     wide = [each.double().cpu().numpy() for each in (x, y, grad)]
     exact = row_loops.residual(*wide, dropout=case.dropout, seed=case.seed)
-    sums = row_loops.residual(*map(abs, wide), dropout=case.dropout, seed=case.seed)
+    sizes = [each.double().abs().cpu().numpy() for each in (x, y, grad)]
+    sums = row_loops.residual(*sizes, dropout=case.dropout, seed=case.seed)
     x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
     joined = residual(x, y, dropout=case.dropout, seed=case.seed, backend=backend)
     grad_x, grad_y = torch.autograd.grad(joined, (x, y), grad)
