@@ -439,8 +439,8 @@ def test_a_validation_sees_the_weights_that_are_saved_with_it(
     config = configure(
         steps=9,
         train={"ema": ema},
-        optim=OptimConfig(lr=2e-2),
-        schedule=InverseSqrtConfig(warmup_steps=3),
+        optim=OptimConfig(lr=5e-2),
+        schedule=InverseSqrtConfig(warmup_steps=1),
         checkpoint=CheckpointConfig(save_every_steps=3, keep_last=3, average_last=0),
     )
     with pytest.MonkeyPatch.context() as patch:
