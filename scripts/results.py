@@ -26,7 +26,7 @@ from lightconv_mt.errors import DataError, LcmtError
 from lightconv_mt.scoring import Score, score
 from lightconv_mt.train.storage import replace_text
 from lightconv_mt.typed import to_plain
-from sweep.measure import scoring_config
+from sweep.measure import logged, scoring_config
 from sweep.table import spread
 
 CHOICE = ("best", "average")
@@ -121,17 +121,22 @@ def evaluate(run: Path, words: Sequence[str]) -> Found:
     trained = load_run_config(run)
     if trained.data.test is None or trained.data.valid is None:
         raise DataError(f"{run} has no test set or no validation set of its own; scores need both")
-    validation: dict[str, float] = {}
+    config = scoring_config(run, words)
+    translators, validation = {}, {}
     for checkpoint in CHOICE:
-        config = scoring_config(run, [*words, f"checkpoint={checkpoint}"])
-        translator = load(config)
+        translators[checkpoint] = load_translator(
+            str(run), checkpoint, config.runtime, config.max_source_tokens
+        )
         (bleu,) = translate_and_score(
-            translator, trained.data.valid, config, trained, [("bleu", config.lowercase)]
+            translators[checkpoint],
+            trained.data.valid,
+            config,
+            trained,
+            [("bleu", config.lowercase)],
         )
         validation[checkpoint] = bleu.value
     chosen = max(CHOICE, key=lambda checkpoint: validation[checkpoint])
-    config = scoring_config(run, [*words, f"checkpoint={chosen}"])
-    translator = load(config)
+    translator = translators[chosen]
     metrics = [("bleu", False), ("bleu", True), ("chrf", False), ("ter", False)]
     scores = translate_and_score(translator, trained.data.test, config, trained, metrics)
     steps, minutes = training_time(run)
@@ -146,12 +151,6 @@ def evaluate(run: Path, words: Sequence[str]) -> Found:
         test=[each.value for each in scores],
         signatures=[each.signature for each in scores],
     )
-
-
-def load(config: EvalConfig) -> Translator:
-    """The run and checkpoint that a configuration names."""
-    (run,) = config.run_dir
-    return load_translator(run, config.checkpoint, config.runtime, config.max_source_tokens)
 
 
 def translate_and_score(
@@ -182,10 +181,7 @@ def translate_and_score(
 
 def training_time(run: Path) -> tuple[int, float]:
     """Steps, and minutes spent on them and on validations; pauses between resumptions left out."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
+    events = logged(run)
     speeds = events.Scalars("train/tokens_per_second")
     tokens = events.Scalars("train/tokens_per_step")
     ends = [0, *(event.step for event in speeds)]

@@ -40,7 +40,7 @@ from lightconv_mt.train.state import TrainState, Validation
 
 logger = logging.getLogger(__name__)
 
-# Taking the memory anew costs half the time of a step.
+# Taking the memory anew costs most of the time of a step.
 GIVE_BACK_EVERY_STEPS = 100
 # A norm this many deviations above its running mean is logged; the mean looks back some 100 steps.
 SPIKE_DEVIATIONS, NORM_MEMORY = 6.0, 0.99

@@ -106,12 +106,17 @@ def _measure(folder: Path, config: EvalConfig, rounds: int, batch_size: int) -> 
 
 
 def training_speed(folder: Path) -> float:
-    """Median of the target tokens a second that a run logged; metrics.jsonl holds no times."""
+    """Median of the target tokens a second that a run logged."""
+    return median(event.value for event in logged(folder).Scalars("train/tokens_per_second"))
+
+
+def logged(folder: Path) -> Any:
+    """TensorBoard's reader of all scalars of a run, times included; metrics.jsonl holds none."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
-    return median(event.value for event in events.Scalars("train/tokens_per_second"))
+    return events
 
 
 def _read(path: Path) -> dict[str, Any] | None:
