@@ -171,20 +171,7 @@ def build_trainer(
         precision=precision,
         max_source_tokens=_source_limit(config),
     )
-    assert config.data.valid is not None
-    held_out = list(read_source(config.data.valid, config.data))
-    if not held_out:
-        raise DataError("data.valid has no sentence pair; give some, training is judged by them")
-    validator = Validator(
-        translator,
-        held_out,
-        batch=config.batch,
-        decode=config.decode,
-        label_smoothing=config.train.label_smoothing,
-        num_samples=config.train.num_samples,
-        tgt_lang=config.data.tgt_lang,
-        distributed=distributed,
-    )
+    validator = build_validator(config, translator, distributed)
     trainer = kind(
         model,
         batcher,
@@ -201,6 +188,30 @@ def build_trainer(
         compiled=config.runtime.compile,
     )
     return trainer, validator
+
+
+def build_validator(
+    config: TrainRunConfig, translator: Translator, distributed: Distributed
+) -> Validator:
+    """Build what scores a translator's model on the validation set of a run.
+
+    Raises:
+        DataError: when that set is empty.
+    """
+    assert config.data.valid is not None
+    held_out = list(read_source(config.data.valid, config.data))
+    if not held_out:
+        raise DataError("data.valid has no sentence pair; give some, training is judged by them")
+    return Validator(
+        translator,
+        held_out,
+        batch=config.batch,
+        decode=config.decode,
+        label_smoothing=config.train.label_smoothing,
+        num_samples=config.train.num_samples,
+        tgt_lang=config.data.tgt_lang,
+        distributed=distributed,
+    )
 
 
 def build_batcher(

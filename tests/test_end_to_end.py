@@ -27,7 +27,7 @@ from lightconv_mt.config import (
 )
 from lightconv_mt.corpus_translation import translate
 from lightconv_mt.data.batching import BatchConfig
-from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat, read_source
+from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
 from lightconv_mt.data.tokenizer import TokenizerConfig, build_tokenizers
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.errors import CheckpointError, ConfigError, DataError
@@ -48,7 +48,6 @@ from lightconv_mt.train.optim import OptimConfig
 from lightconv_mt.train.schedule import InverseSqrtConfig
 from lightconv_mt.train.state import Validation
 from lightconv_mt.typed import to_yaml
-from lightconv_mt.validation import Validator
 
 WORDS = ["ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu"]
 
@@ -450,20 +449,9 @@ def test_a_validation_sees_the_weights_that_are_saved_with_it(
     samples = [seen.samples for _, seen in sorted(found.items())]
     assert samples[0] != samples[1] != samples[2]
     store = CheckpointStore(Path(config.run_dir), config.checkpoint)
-    assert config.data.valid is not None
-    pairs = list(read_source(config.data.valid, config.data))
     for step, seen in found.items():
         anew = assemble.load_translator(config.run_dir, str(step), config.runtime)
-        validator = Validator(
-            anew,
-            pairs,
-            batch=config.batch,
-            decode=config.decode,
-            label_smoothing=config.train.label_smoothing,
-            num_samples=config.train.num_samples,
-            tgt_lang=config.data.tgt_lang,
-            distributed=Distributed(),
-        )
+        validator = assemble.build_validator(config, anew, Distributed())
         again = validator()
         assert (again.metrics, again.samples) == (seen.metrics, seen.samples), step
         # What was trained is something else, if there is a moving average, and the same if not.
