@@ -19,6 +19,7 @@ from lightconv_mt.mixers.base import (
     register_mixer,
 )
 from lightconv_mt.ops.attention import attention
+from lightconv_mt.ops.padding import zero_padding
 from lightconv_mt.ops.residual import draw_seed
 from lightconv_mt.ops.window_attention import window_attention
 
@@ -83,7 +84,7 @@ class AttentionMixer(TokenMixer):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Mix (B, T, C); padded keys are never attended to."""
-        x = x.masked_fill(~mask[..., None], 0.0)
+        x = zero_padding(x, mask)
         query, key, value = (
             split_heads(part(x), self.num_heads) for part in (self.query, self.key, self.value)
         )

@@ -16,6 +16,7 @@ from lightconv_mt.mixers.base import (
     register_mixer,
 )
 from lightconv_mt.ops.means import running_mean, running_mean_step, sentence_mean
+from lightconv_mt.ops.padding import zero_padding
 from lightconv_mt.ops.residual import dropout
 
 
@@ -58,7 +59,7 @@ class AverageAttentionMixer(TokenMixer):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Mix (B, T, C)."""
-        x = x.masked_fill(~mask[..., None], 0.0)
+        x = zero_padding(x, mask)
         mean = running_mean(x, mask) if self.slot.causal else sentence_mean(x, mask)
         return self._join(x, mean)
 
@@ -80,7 +81,7 @@ class AverageAttentionMixer(TokenMixer):
     def _join(self, x: Tensor, mean: Tensor) -> Tensor:
         """X (B, T, C), mean (B, T or 1, C) -> (B, T, C)."""
         inner = dropout(
-            self.inner(mean).relu(),
+            self.inner(mean).relu_(),
             self.relu_dropout,
             training=self.training,
             backend=self.slot.backend,

@@ -13,6 +13,7 @@ from lightconv_mt.mixers.base import (
     TokenMixer,
     register_mixer,
 )
+from lightconv_mt.ops.padding import zero_padding
 
 
 @register_mixer
@@ -48,7 +49,7 @@ class ConvMixer(TokenMixer):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Mix (B, T, C); the convolution reads zeros at padding and outside the sequence."""
-        x = x.masked_fill(~mask[..., None], 0.0)
+        x = zero_padding(x, mask)
         return self._convolve(
             F.pad(x, (0, 0, self.padding_left, self.kernel_size - 1 - self.padding_left))
         )

@@ -16,6 +16,7 @@ from lightconv_mt.mixers.base import (
     check_positive,
     check_probabilities,
 )
+from lightconv_mt.ops.padding import zero_padding
 from lightconv_mt.ops.residual import draw_seed, dropout
 
 
@@ -109,7 +110,7 @@ class ConvBlock(TokenMixer):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Mix (B, T, C); the convolution reads zeros at padding."""
-        gated = self._gate(x).masked_fill(~mask[..., None], 0.0)
+        gated = zero_padding(self._gate(x), mask)
         return self.output_projection(self.convolve(gated, x, mask))
 
     def initial_state(self, batch_size: int) -> MixerState:

@@ -10,6 +10,7 @@ from lightconv_mt.errors import ConfigError
 from lightconv_mt.mixers.base import MixerSlot, MixerState, register_mixer
 from lightconv_mt.mixers.conv_block import ConvBlock, ConvBlockConfig
 from lightconv_mt.ops import dynamicconv, dynamicconv_step, mask_outside_taps
+from lightconv_mt.ops.padding import zero_padding
 
 
 class Query(Enum):
@@ -51,16 +52,16 @@ class DynamicConvMixer(ConvBlock):
     def __init__(self, config: DynamicConvConfig, *, dim: int, slot: MixerSlot) -> None:
         """Build with the kernel predictor at nn.Linear's own initialisation, as fairseq's."""
         super().__init__(config, dim=dim, slot=slot)
-        self.config = config
+        self.config, self.reads_convolved = config, config.query is Query.convolved
         self.kernel_predictor = nn.Linear(
-            self.conv_dim if config.query is Query.convolved else dim,
+            self.conv_dim if self.reads_convolved else dim,
             self.num_heads * self.kernel_size,
             bias=False,
         )
 
     def convolve(self, x: Tensor, source: Tensor, mask: Tensor) -> Tensor:
         """Convolve (B, T, conv_dim)."""
-        weight = self.predict_kernels(x, source.masked_fill(~mask[..., None], 0.0))
+        weight = self.predict_kernels(x if self.reads_convolved else zero_padding(source, mask))
         if self.config.renormalize_edges:
             weight = mask_outside_taps(weight, self.padding_left, mask)
         dropout, seed = self._dropped()
@@ -79,7 +80,7 @@ class DynamicConvMixer(ConvBlock):
     ) -> tuple[Tensor, MixerState]:
         """Convolve T new positions."""
         ring, position = state
-        weight = self.predict_kernels(x, source)
+        weight = self.predict_kernels(x if self.reads_convolved else source)
         if self.config.renormalize_edges:
             tap = torch.arange(self.kernel_size, device=x.device)
             reached = position[:, None] + torch.arange(x.shape[1], device=x.device)  # (N, T)
@@ -89,12 +90,6 @@ class DynamicConvMixer(ConvBlock):
         y = dynamicconv_step(x, ring, position, weight, normalize=normalize, backend=backend)
         return y, ()
 
-    def predict_kernels(self, x: Tensor, source: Tensor) -> Tensor:
-        """Raw kernels (B, T, H, K), before the softmax.
-
-        Args:
-            x: (B, T, conv_dim), what is convolved.
-            source: (B, T, C), what the mixer was given.
-        """
-        query = x if self.config.query is Query.convolved else source
+    def predict_kernels(self, query: Tensor) -> Tensor:
+        """Raw kernels (B, T, H, K), before the softmax, of (B, T, conv_dim or C)."""
         return self.kernel_predictor(query).unflatten(-1, (self.num_heads, self.kernel_size))

@@ -51,7 +51,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         inner = dropout(
-            self.inner(x).relu(), self.relu_dropout, training=self.training, backend=self.backend
+            self.inner(x).relu_(), self.relu_dropout, training=self.training, backend=self.backend
         )
         return self.outer(inner)
 
