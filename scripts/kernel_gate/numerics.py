@@ -22,7 +22,6 @@ from kernel_gate.rows import (
     random_residual_case,
 )
 from kernel_gate.steps import compare_steps, random_step_case
-from kernel_gate.tolerances import LEAST_SUM, TOLERANCES
 from lightconv_mt import ops
 from lightconv_mt.errors import LcmtError
 from lightconv_mt.ops import Backend, resolve_backend
@@ -71,7 +70,7 @@ def main() -> int:
         f"{calls} random calls of {backend.value} on {arguments.device}, {calls // 4} each of its "
         f"one-step functions, cross-entropy and residual dropout, seed {arguments.seed}"
     )
-    return not errors.print(["function", "type", "quantity", "against"])
+    return not errors.print()
 
 
 def compare(case: Case, errors: Errors, *, backend: Backend, device: str = "cpu") -> None:
@@ -83,31 +82,17 @@ def compare(case: Case, errors: Errors, *, backend: Backend, device: str = "cpu"
     ours = call(case, x, weight, grad_y, backend=backend)
     wide = call(case, x.double(), weight.double(), grad_y.double(), backend=Backend.reference)
     for name, found, reference in zip(QUANTITIES, ours, wide, strict=True):
-        scale = torch.from_numpy(getattr(sums, name)).clamp_min(LEAST_SUM)
-        loop = torch.from_numpy(getattr(exact, name))
+        scale, loop = (torch.from_numpy(getattr(each, name)) for each in (sums, exact))
         for other, expected in (("loop", loop), ("reference", reference.cpu())):
-            errors.add(
-                case.kind,
-                str(found.dtype).removeprefix("torch."),
-                name,
-                other,
-                error=((found.double().cpu() - expected).abs() / scale).max().item(),
-                tolerance=TOLERANCES[found.dtype],
-                case=str(case),
+            errors.compare(
+                *(case.kind, name, other), found=found, expected=expected, sums=scale, case=case
             )
     if case.padding_left == case.width - 1 and case.time > 1:
         real = case.time - case.time // 3 - 1
         x[:, real:] = torch.nan
         y = call(case, x, weight, grad_y, backend=backend)[0]
-        errors.add(
-            case.kind,
-            str(y.dtype).removeprefix("torch."),
-            "y",
-            "itself, NaN later",
-            error=float(not torch.equal(y[:, :real], ours[0][:, :real])),
-            tolerance=0.0,
-            case=str(case),
-        )
+        same = torch.equal(y[:, :real], ours[0][:, :real])
+        errors.require(case.kind, "y", "itself, NaN later", dtype=y.dtype, holds=same, case=case)
 
 
 def call(

@@ -3,6 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
+from kernel_gate.tolerances import LEAST_SUM, TOLERANCES
+
+HEADINGS = ("function", "type", "quantity", "against")
+
 
 @dataclass
 class Worst:
@@ -23,20 +30,53 @@ class Worst:
             self.error, self.case = error, case
 
 
+def type_name(dtype: torch.dtype) -> str:
+    """Without torch's name before it."""
+    return str(dtype).removeprefix("torch.")
+
+
 @dataclass
 class Errors:
     """Worst errors by quantity."""
 
-    found: dict[tuple[str, ...], Worst] = field(default_factory=dict)
+    found: dict[tuple[str, ...], Worst] = field(default_factory=dict)  # by what HEADINGS name
 
-    def add(self, *quantity: str, error: float, tolerance: float, case: str) -> None:
-        """Count one comparison."""
-        self.found.setdefault(quantity, Worst(tolerance)).add(error, case)
+    def compare(
+        self,
+        function: str,
+        quantity: str,
+        against: str,
+        *,
+        found: Tensor,
+        expected: Tensor,
+        sums: Tensor,
+        case: object,
+    ) -> None:
+        """Count the largest error of `found`, relative to the sums of an element's terms."""
+        apart = (found.double().cpu() - expected).abs() / sums.clamp_min(LEAST_SUM)
+        key = function, type_name(found.dtype), quantity, against
+        self._add(key, apart.max().item(), TOLERANCES[found.dtype], case)
 
-    def print(self, headings: Sequence[str]) -> bool:
+    def require(
+        self,
+        function: str,
+        quantity: str,
+        against: str,
+        *,
+        dtype: torch.dtype,
+        holds: bool,
+        case: object,
+    ) -> None:
+        """Count what holds exactly or not at all."""
+        self._add((function, type_name(dtype), quantity, against), float(not holds), 0.0, case)
+
+    def _add(self, key: tuple[str, ...], error: float, tolerance: float, case: object) -> None:
+        self.found.setdefault(key, Worst(tolerance)).add(error, str(case))
+
+    def print(self) -> bool:
         """Print one line a quantity; True when something was checked and all of it holds."""
         print_table(
-            [*headings, "checked", "failed", "worst", "tolerance", "worst case"],
+            [*HEADINGS, "checked", "failed", "worst", "tolerance", "worst case"],
             [
                 [
                     *quantity,

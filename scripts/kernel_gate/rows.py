@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from kernel_gate import row_loops
 from kernel_gate.cases import LAYOUTS, laid_out
-from kernel_gate.report import Errors
-from kernel_gate.tolerances import LEAST_SUM, TOLERANCES
+from kernel_gate.report import Errors, type_name
 from lightconv_mt.ops import Backend
 from lightconv_mt.ops.cross_entropy import Smoothing, cross_entropy_
 from lightconv_mt.ops.residual import residual
@@ -51,7 +49,8 @@ class ResidualCase:
 
     def __str__(self) -> str:
         return (
-            f"{self.shape} {_name(self.y_dtype)} drop{self.dropout} seed{self.seed} {self.layout}"
+            f"{self.shape} {type_name(self.y_dtype)} drop{self.dropout} "
+            f"seed{self.seed} {self.layout}"
         )
 
 
@@ -109,7 +108,6 @@ def compare_losses(
     found = cross_entropy_(logits, target, smoothing, gradient=True, backend=backend)
     unchanged &= torch.equal(memory[[0, -1]], before[[0, -1]])
     name = "paired cross-entropy" if smoothing.paired else "cross-entropy"
-    kind = (name, _name(case.dtype))
     for quantity, ours, torchs in (
         ("loss", found[0], plain[0]),
         ("nll", found[1], plain[1]),
@@ -117,11 +115,12 @@ def compare_losses(
     ):
         scale, loop = (torch.as_tensor(getattr(each, quantity)) for each in (sums, exact))
         for other, expected in (("loop", loop), ("torch", torchs.cpu())):
-            _add(errors, (*kind, quantity, other), ours, expected, scale, case)
+            errors.compare(
+                *(name, quantity, other), found=ours, expected=expected, sums=scale, case=case
+            )
     same = all(map(torch.equal, found, without))
     for quantity, holds in (("loss, no gradient", same), ("memory around", unchanged)):
-        error = float(not holds)
-        errors.add(*kind, quantity, "itself", error=error, tolerance=0.0, case=str(case))
+        errors.require(name, quantity, "itself", dtype=case.dtype, holds=holds, case=case)
 
 
 def compare_residuals(
@@ -137,6 +136,7 @@ def compare_residuals(
     exact = row_loops.residual(*wide, dropout=case.dropout, seed=case.seed)
     sizes = [each.double().abs().cpu().numpy() for each in (x, y, grad)]
     sums = row_loops.residual(*sizes, dropout=case.dropout, seed=case.seed)
+    name = "residual dropout"
     x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
     joined = residual(x, y, dropout=case.dropout, seed=case.seed, backend=backend)
     grad_x, grad_y = torch.autograd.grad(joined, (x, y), grad)
@@ -144,26 +144,8 @@ def compare_residuals(
         ("y", "grad_y"), (joined.detach(), grad_y), exact, sums, strict=True
     ):
         expected, size = torch.from_numpy(loop), torch.from_numpy(scale)
-        kind = "residual dropout", _name(found.dtype), quantity
-        _add(errors, (*kind, "loop"), found, expected, size, case)
-    kind, error = ("residual dropout", _name(case.dtype), "grad_x"), not torch.equal(grad_x, grad)
-    errors.add(*kind, "grad", error=float(error), tolerance=0.0, case=str(case))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _add(
-    errors: Errors,
-    quantity: tuple[str, str, str, str],
-    found: Tensor,
-    expected: Tensor,
-    sums: Tensor,
-    case: LossCase | ResidualCase,
-) -> None:
-    """Count the largest error relative to the sums of an element's terms."""
-    apart = (found.double().cpu() - expected).abs() / sums.clamp_min(LEAST_SUM)
-    errors.add(
-        *quantity, error=apart.max().item(), tolerance=TOLERANCES[found.dtype], case=str(case)
-    )
+        errors.compare(
+            *(name, quantity, "loop"), found=found, expected=expected, sums=size, case=case
+        )
+    same = torch.equal(grad_x, grad)
+    errors.require(name, "grad_x", "grad", dtype=case.dtype, holds=same, case=case)

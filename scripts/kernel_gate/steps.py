@@ -10,7 +10,6 @@ from torch import Tensor
 from kernel_gate import loops
 from kernel_gate.cases import Case, random_case, tensors
 from kernel_gate.report import Errors
-from kernel_gate.tolerances import LEAST_SUM, TOLERANCES
 from lightconv_mt import ops
 from lightconv_mt.ops import Backend
 
@@ -51,23 +50,12 @@ def compare_steps(
         options = {"normalize": case.normalize, "backend": backend}
         outputs.append(function(x[where], ring, position, own, **options))
     y = torch.cat(outputs, dim=1)
-    scale = torch.from_numpy(sums.y)[rows, taken].clamp_min(LEAST_SUM)
-    difference = y.double().cpu() - torch.from_numpy(exact.y)[rows, taken]
-    dtype = str(y.dtype).removeprefix("torch.")
-    title = f"{case} ages {ages} by {stretch}"
-    errors.add(
-        *(f"{case.kind}_step", dtype, "y", "loop"),
-        error=(difference.abs() / scale).max().item(),
-        tolerance=TOLERANCES[y.dtype],
-        case=title,
-    )
+    name, title = f"{case.kind}_step", f"{case} ages {ages} by {stretch}"
+    loop, scale = (torch.from_numpy(each.y)[rows, taken] for each in (exact, sums))
+    errors.compare(name, "y", "loop", found=y, expected=loop, sums=scale, case=title)
     expected, _ = _rings(x, [age + steps for age in ages], slots=case.width - 1)
-    errors.add(
-        *(f"{case.kind}_step", dtype, "ring", "inputs"),
-        error=float(not (torch.equal(ring, expected) and around.isnan().all())),
-        tolerance=0.0,
-        case=title,
-    )
+    holds = torch.equal(ring, expected) and bool(around.isnan().all())
+    errors.require(name, "ring", "inputs", dtype=y.dtype, holds=holds, case=title)
 
 
 def _rings(x: Tensor, ages: list[int], *, slots: int) -> tuple[Tensor, Tensor]:

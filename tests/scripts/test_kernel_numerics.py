@@ -145,7 +145,7 @@ def test_positions_that_all_rows_share_are_found(monkeypatch: pytest.MonkeyPatch
 
 
 def test_nothing_compared_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
-    assert not Errors().print(["quantity"])
+    assert not Errors().print()
     assert "nothing was checked" in capsys.readouterr().out
 
 
