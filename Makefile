@@ -52,7 +52,7 @@ lint: $(STAMP) ## find mistakes and departures from the house style
 type: $(STAMP) ## check the types of the library
 	$(BIN)/mypy
 
-bench-train: $(STAMP) ## time training beside other toolkits (LCMT_DATA holds multi30k/; README says how peers get in)
+bench-train: $(STAMP) ## time training beside other toolkits (LCMT_DATA holds multi30k/; docs/speed.md says how peers get in)
 	$(BIN)/python scripts/bench_train.py
 
 bench-decode: $(STAMP) ## time translating beside a plain search and CTranslate2 (LCMT_DATA holds multi30k/)
