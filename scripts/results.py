@@ -184,13 +184,14 @@ def training_time(run: Path) -> tuple[int, float]:
     events = logged(run)
     speeds = events.Scalars("train/tokens_per_second")
     tokens = events.Scalars("train/tokens_per_step")
+    validations = events.Scalars("valid/seconds")
     ends = [0, *(event.step for event in speeds)]
-    seconds = sum(
-        (end - start) * size.value / speed.value
-        for (start, end), size, speed in zip(pairwise(ends), tokens, speeds, strict=True)
-    )
-    seconds += sum(event.value for event in events.Scalars("valid/seconds"))
-    return ends[-1], seconds / 60
+    paces = [size.value / speed.value for size, speed in zip(tokens, speeds, strict=True)]
+    # The last steps are fewer than are logged together.
+    ends, paces = [*ends, max(ends[-1], validations[-1].step)], [*paces, paces[-1]]
+    spans = pairwise(ends)
+    seconds = sum((end - start) * pace for (start, end), pace in zip(spans, paces, strict=True))
+    return ends[-1], (seconds + sum(event.value for event in validations)) / 60
 
 
 def cells(row: Sequence[Found]) -> list[str]:

@@ -35,7 +35,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ),
         *("model=tiny", "model/mixer=lightconv", "model.encoder_layers=1", "model.dropout=0.0"),
         *("model.decoder_layers=1", "tokenizer.vocab_size=284", "batch.max_tokens=256"),
-        *("batch.max_length=64", "train.max_steps=40", "train.log_every_steps=8"),
+        *("batch.max_length=64", "train.max_steps=40", "train.log_every_steps=12"),
         *("train.validate_every_steps=20", "checkpoint.save_every_steps=10", "optim.lr=5e-3"),
         *("schedule=cosine", "schedule.warmup_steps=10", "schedule.period_steps=30"),
         *("decode=greedy", "runtime=cpu", "runtime.threads=1"),
