@@ -74,8 +74,9 @@ def held_over_shapes(**environment: str) -> list[int]:
     reason="this CPU has no bf16 products of oneDNN",
 )
 def test_products_of_ever_new_shapes_do_not_pile_up() -> None:
-    first, *later = held_over_shapes()
-    assert later[-1] - first < 64
+    # Where malloc finds room decides about some 100 MiB until 800 products; then it stays.
+    _, half, *_, end = held_over_shapes()
+    assert end - half < 64
     ours = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"
-    first, *later = held_over_shapes(**dict.fromkeys(ours, "1024"))
-    assert later[-1] - first > 128, "the user's settings count"
+    _, half, *_, end = held_over_shapes(**dict.fromkeys(ours, "1024"))
+    assert end - half > 256, "the user's settings count"
