@@ -10,7 +10,7 @@ from lightconv_mt.mixers import TokenMixer
 from lightconv_mt.mixers.attention import AttentionMixer
 from lightconv_mt.mixers.conv_block import ConvBlock
 from lightconv_mt.mixers.depthwise import DepthwiseMixer
-from lightconv_mt.mixers.dynamicconv import DynamicConvMixer, Query
+from lightconv_mt.mixers.dynamicconv import DynamicConvMixer
 from lightconv_mt.ops.decoder_step import Program
 
 FIXED_KERNELS, PREDICTED_KERNELS, ATTENTION = range(3)  # `Mixer` of csrc/rows.h
@@ -63,7 +63,7 @@ class MixerParts:
 def unsupported_mixer(mixer: TokenMixer) -> str | None:
     """Why C++ cannot run a mixer, or None where it can."""
     if isinstance(mixer, DynamicConvMixer):
-        if mixer.config.renormalize_edges or mixer.config.query is not Query.convolved:
+        if mixer.config.renormalize_edges or not mixer.reads_convolved:
             return "it has no kernels renormalised at the edges or predicted from the input"
     elif not isinstance(mixer, DepthwiseMixer | AttentionMixer):
         return f"it has no {type(mixer).__name__}"

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from lightconv_mt.ops.padding import zero_padding
+
 
 def sentence_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean over the real positions of each sentence; zero where there are none.
@@ -14,7 +16,7 @@ def sentence_mean(x: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (B, 1, C) in x's dtype; summed in float32 (float64 for float64 input).
     """
-    total = _wide(x.masked_fill(~mask[..., None], 0.0)).sum(dim=1, keepdim=True)
+    total = _wide(zero_padding(x, mask)).sum(dim=1, keepdim=True)
     return (total / _count(mask.sum(dim=1, keepdim=True), total)).to(x.dtype)
 
 
@@ -24,7 +26,7 @@ def running_mean(x: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (B, T, C).
     """
-    total = _wide(x.masked_fill(~mask[..., None], 0.0)).cumsum(dim=1)
+    total = _wide(zero_padding(x, mask)).cumsum(dim=1)
     return (total / _count(mask.cumsum(dim=1), total)).to(x.dtype)
 
 

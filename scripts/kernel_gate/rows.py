@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from kernel_gate import row_loops
@@ -134,7 +135,7 @@ def compare_residuals(
     )
     wide = [each.double().cpu().numpy() for each in (x, y, grad)]
     exact = row_loops.residual(*wide, dropout=case.dropout, seed=case.seed)
-    sizes = [each.double().abs().cpu().numpy() for each in (x, y, grad)]
+    sizes = [np.abs(each) for each in wide]
     sums = row_loops.residual(*sizes, dropout=case.dropout, seed=case.seed)
     name = "residual dropout"
     x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
