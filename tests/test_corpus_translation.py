@@ -4,18 +4,19 @@ import itertools
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import exit_code, start
+from deaths import KILLED, die_at_change
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_run import WORDS, write_toy_run
@@ -23,7 +24,6 @@ from toy_run import WORDS, write_toy_run
 from lightconv_mt import corpus_translation
 from lightconv_mt.config import Device, NbestFormat, RuntimeConfig, TranslateConfig
 from lightconv_mt.corpus_translation import translate
-from lightconv_mt.data import chunks
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.long_lines import LongLines, join_texts
 from lightconv_mt.decode.translator import Translator
@@ -96,25 +96,6 @@ def is_finished(config: TranslateConfig) -> bool:
     return Path(str(config.output)).exists() and not folder_of(config).exists()
 
 
-def in_child(config: TranslateConfig, prepare: Callable[[], object] = lambda: None) -> int:
-    """Translate in a forked process, after what else it is to do; returns its number."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            prepare()
-            code = translate(config)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return child
-
-
-def exit_code(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def test_chunk_by_chunk_gives_what_a_stream_gives(
     config: TranslateConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -183,7 +164,7 @@ def test_kills_at_random_moments_lose_and_repeat_no_line(
 ) -> None:
     expected = translated(config, "straight")
     began = time.monotonic()
-    assert exit_code(in_child(config)) == 0
+    assert exit_code(start(partial(translate, config))) == 0
     usual = time.monotonic() - began
     assert output_of(config) == expected
     seed, kills, wanted = 11, 0, 200 if thorough else 20
@@ -191,10 +172,10 @@ def test_kills_at_random_moments_lose_and_repeat_no_line(
     for run in itertools.count():
         one = replace(config, output=f"{config.output}{run}")
         while not is_finished(one):
-            child = in_child(one)
+            child = start(partial(translate, one))
             if kills < wanted:
-                time.sleep(generator.uniform(0.0, 0.8 * usual))
-                os.kill(child, signal.SIGKILL)
+                child.join(generator.uniform(0.0, 0.8 * usual))
+                child.kill()
             code = exit_code(child)
             assert code in (0, -signal.SIGKILL)
             kills += code != 0
@@ -207,28 +188,6 @@ def test_kills_at_random_moments_lose_and_repeat_no_line(
     )
 
 
-def die_at(change: int) -> None:
-    """End the process right before or right after its nth change to the disk."""
-    countdown = itertools.count()
-
-    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any, **options: Any) -> Any:
-            if next(countdown) == change:
-                os._exit(137)
-            result = function(*arguments, **options)
-            if next(countdown) == change:
-                os._exit(137)
-            return result
-
-        return wrapped
-
-    chunks._sync = dying(chunks._sync)
-    os.replace = dying(os.replace)
-    Path.replace = dying(Path.replace)  # type: ignore[method-assign]
-    shutil.rmtree = dying(shutil.rmtree)
-    os.unlink = dying(os.unlink)
-
-
 @pytest.mark.timeout(3600)
 def test_a_death_at_any_change_to_the_disk_loses_and_repeats_no_line(
     config: TranslateConfig, tmp_path: Path
@@ -237,12 +196,12 @@ def test_a_death_at_any_change_to_the_disk_loses_and_repeats_no_line(
     expected = translated(config, "straight")
     for change in itertools.count():
         one = replace(config, output=f"{config.output}{change}")
-        code = exit_code(in_child(one, lambda change=change: die_at(change)))
+        code = exit_code(start(partial(die_at_change, change), partial(translate, one)))
         if code == 0:
             break
-        assert code == 137
+        assert code == KILLED
         if not is_finished(one):
-            assert exit_code(in_child(one)) == 0
+            assert exit_code(start(partial(translate, one))) == 0
         assert is_finished(one)
         assert output_of(one) == expected, change
     assert change > 25

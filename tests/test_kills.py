@@ -6,13 +6,15 @@ import os
 import random
 import signal
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import exit_code, start
+from deaths import MOMENTS, die_at_moment
 from run_digests import digests
 
 from lightconv_mt import assemble
@@ -21,10 +23,9 @@ from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
 from lightconv_mt.data.tokenizer import TokenizerConfig
 from lightconv_mt.decode.config import DecodeConfig
-from lightconv_mt.decode.translator import Translator
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig
-from lightconv_mt.train.checkpoint import CheckpointConfig, CheckpointStore
+from lightconv_mt.train.checkpoint import CheckpointConfig
 from lightconv_mt.train.config import LoopConfig
 from lightconv_mt.train.loop import Trainer
 from lightconv_mt.train.optim import OptimConfig
@@ -92,23 +93,9 @@ def configure(
     )
 
 
-def train_in_child(config: TrainRunConfig, prepare: Callable[[], None] | None = None) -> int:
-    """Train in a forked process, after what else it is to do; returns its number."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.setsid()
-            if prepare is not None:
-                prepare()
-            code = assemble.train(config)
-        except Exception:
-            traceback.print_exc()
-        except KeyboardInterrupt:  # before training has begun
-            code = 130
-        finally:
-            os._exit(code)
-    return child
+def train(config: TrainRunConfig, *before: Callable[[], None]) -> ForkServerProcess:
+    """Train in a process of its own, after what else it is to do."""
+    return start(*before, partial(assemble.train, config))
 
 
 def interrupt_until_done(
@@ -117,20 +104,17 @@ def interrupt_until_done(
     """Start a run, send it a signal after up to `seconds`, again and again; returns exit codes."""
     codes: list[int] = []
     while not codes or codes[-1] != 0:
-        child = train_in_child(config)
-        deadline = time.monotonic() + rng.uniform(0.0, seconds)
-        while time.monotonic() < deadline:
-            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                break
-            time.sleep(0.005)
+        child = train(config)
+        child.join(rng.uniform(0.0, seconds))
         number = next(signals, None)
         if number is not None:
-            os.kill(child, number)
-        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            with contextlib.suppress(ProcessLookupError):  # it may have ended
+                os.kill(child.pid, number)
+        codes.append(exit_code(child))
         assert codes[-1] in (0, *((-number, 128 + number) if number else ()))
         # torch's workers look every five seconds whether their trainer is gone.
         deadline = time.monotonic() + 30.0
-        while left := running(child):
+        while left := running(child.pid):
             assert time.monotonic() < deadline, f"processes {left} outlive their trainer"
             time.sleep(0.05)
     return codes
@@ -150,9 +134,7 @@ def running(group: int) -> list[int]:
 def straight_run(data: CorpusConfig, run_dir: Path) -> tuple[dict[str, str], float]:
     """Digests of a run that is left alone, and how long it takes."""
     started = time.monotonic()
-    # In a child too: torch's threads, once started here, would not survive the forks to come.
-    child = train_in_child(configure(data, run_dir))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert exit_code(train(configure(data, run_dir))) == 0
     return digests(run_dir), time.monotonic() - started
 
 
@@ -190,63 +172,20 @@ def test_interruptions_at_random_moments_change_no_bit(
     )
 
 
-def die_before(owner: Any, name: str, when: Callable[[Any], bool] = lambda trainer: True) -> None:
-    """Have this process killed where a function is about to be called."""
-    original = getattr(owner, name)
-
-    def fatal(*arguments: Any, **values: Any) -> Any:
-        if when(arguments[0]):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*arguments, **values)
-
-    setattr(owner, name, fatal)
-
-
-# What is about to be called, of whom, and when.
-MOMENTS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
-    "before the first save": (Trainer, "_step", lambda trainer: trainer.state.step == 2),
-    "in the middle of an epoch": (
-        Trainer,
-        "_step",
-        lambda trainer: trainer.state.epoch == 1 and trainer.state.index == 3,
-    ),
-    "at the last batch of an epoch": (
-        Trainer,
-        "_step",
-        lambda trainer: trainer.state.index == trainer.batcher.num_batches(0) - 1,
-    ),
-    "at the end of an epoch": (
-        Trainer,
-        "_step",
-        lambda trainer: trainer.state.epoch == 2 and trainer.state.index == 0,
-    ),
-    "at the last step": (Trainer, "_step", lambda trainer: trainer.state.step == 59),
-    "in a validation": (Translator, "translate", lambda translator: True),
-    "between the best checkpoint and its name": (
-        CheckpointStore,
-        "name_best",
-        lambda store: 20 in store.steps(),
-    ),
-    "in averaging": (assemble, "write_average", lambda run_dir: True),
-    "after averaging": (assemble, "replace_text", lambda path: True),
-}
-
-
 def test_death_at_special_moments_changes_no_bit(
     data: CorpusConfig, tmp_path: Path, figure: Callable[[str, str], None]
 ) -> None:
     expected, _ = straight_run(data, tmp_path / "straight")
-    for number, (moment, (owner, name, when)) in enumerate(MOMENTS.items()):
+    for number, moment in enumerate(MOMENTS):
         config = configure(data, tmp_path / str(number))
-        child = train_in_child(config, partial(die_before, owner, name, when))
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = exit_code(train(config, partial(die_at_moment, moment)))
         assert code == -signal.SIGKILL, moment
-        assert os.waitstatus_to_exitcode(os.waitpid(train_in_child(config), 0)[1]) == 0, moment
+        assert exit_code(train(config)) == 0, moment
         assert digests(Path(config.run_dir)) == expected, moment
     # And after the end: nothing is written at all.
     files = [path for path in Path(config.run_dir).rglob("*") if path.name != "lock"]
     before = {path: path.stat().st_mtime_ns for path in files}
-    assert os.waitstatus_to_exitcode(os.waitpid(train_in_child(config), 0)[1]) == 0
+    assert exit_code(train(config)) == 0
     assert {path: path.stat().st_mtime_ns for path in files} == before
     assert len(list(Path(config.run_dir).rglob("*"))) == len(files) + 1
     names = ", ".join(MOMENTS)
@@ -332,15 +271,15 @@ def test_a_long_run_needs_no_more_memory_or_files_with_time(
         data, tmp_path / "run", max_steps=steps, validate_every_steps=100, num_samples=0
     )
     config.checkpoint.save_every_steps = 50
-    child = train_in_child(config)
+    child = train(config)
     seen: list[tuple[int, int]] = []  # resident memory in pages, open files
-    while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+    while child.is_alive():
         with contextlib.suppress(OSError):
-            folder = Path(f"/proc/{child}")
+            folder = Path(f"/proc/{child.pid}")
             pages = int((folder / "statm").read_text().split()[1])
             seen.append((pages, len(list((folder / "fd").iterdir()))))
         time.sleep(0.05)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert exit_code(child) == 0
     early, late = (max(pages for pages, _ in part) for part in halves(seen[len(seen) // 5 :]))
     # The middle one: a look may fall into the write of a checkpoint, which opens one more.
     files = [sorted(count for _, count in part)[len(part) // 2] for part in halves(seen)]

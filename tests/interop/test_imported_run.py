@@ -2,15 +2,17 @@
 
 import json
 import logging
-import os
 import shutil
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from children import exit_code, start
+from deaths import KILLED, die_at_action
 
 from lightconv_mt import assemble
 from lightconv_mt.cli import main
@@ -22,7 +24,6 @@ from lightconv_mt.imported_run import ImportConfig, import_run
 from lightconv_mt.train import storage
 from tests.interop.conftest import KINDS, model_of, todays_tensors
 
-KILLED = 137
 CPU = ("runtime.device=cpu", "runtime.threads=1")
 
 
@@ -209,18 +210,8 @@ def test_death_at_any_action_leaves_no_run_folder_and_no_hindrance(
     count = actions_of(config, monkeypatch, tmp_path / "whole")
     out = Path(config.out)
     for fatal in range(count):
-        child = os.fork()
-        if child == 0:
-            left = iter(range(count))
-
-            def die(action: str, path: Path, left=left, fatal=fatal) -> None:
-                if next(left) == fatal:
-                    os._exit(KILLED)
-
-            storage.announce = die
-            import_run(config)
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED
+        child = start(partial(die_at_action, fatal), partial(import_run, config))
+        assert exit_code(child) == KILLED
         assert not out.exists()
     import_run(config)
     assert [path.name for path in out.parent.iterdir()] == [out.name]

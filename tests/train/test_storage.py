@@ -5,28 +5,33 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from children import exit_code, start
+from deaths import KILLED, die_at_action
 
 from lightconv_mt.errors import CheckpointError
 from lightconv_mt.train import storage
 from lightconv_mt.train.checkpoint import Checkpoint, CheckpointConfig, CheckpointStore
-
-KILLED = 137
 
 
 def open_store(folder: Path) -> CheckpointStore:
     return CheckpointStore(folder, CheckpointConfig(keep_last=2, average_last=2))
 
 
-def save(folder: Path, step: int) -> None:
+def saving(folder: Path, step: int) -> Callable[[], object]:
     tensors = {"a": torch.full((3,), float(step)), "b": torch.arange(4.0)}
     checkpoint = Checkpoint(
         step=step, model=tensors, optimizer={"exp_avg.a": tensors["a"]}, state={"step": step}
     )
-    open_store(folder).save(checkpoint, best_step=step - step % 2)
+    return partial(open_store(folder).save, checkpoint, best_step=step - step % 2)
+
+
+def save(folder: Path, step: int) -> None:
+    saving(folder, step)()
 
 
 def count_actions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -50,18 +55,7 @@ def test_death_at_any_action_leaves_a_checkpoint_at_most_one_interval_old(
         folder = tmp_path / str(fatal)
         for step in (1, 2, 3):
             save(folder, step)
-        child = os.fork()
-        if child == 0:
-            left = iter(range(fatal + 1))
-
-            def die(action: str, path: Path, left=left, fatal=fatal) -> None:
-                if next(left) == fatal:
-                    os._exit(KILLED)
-
-            storage.announce = die
-            save(folder, 4)
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED
+        assert exit_code(start(partial(die_at_action, fatal), saving(folder, 4))) == KILLED
 
         store = open_store(folder)
         store.remove_leftovers()
