@@ -163,8 +163,9 @@ def test_kills_at_random_moments_lose_and_repeat_no_line(
     config: TranslateConfig, thorough: bool, figure: Callable[[str, str], None]
 ) -> None:
     expected = translated(config, "straight")
+    child = start(partial(translate, config))
     began = time.monotonic()
-    assert exit_code(start(partial(translate, config))) == 0
+    assert exit_code(child) == 0
     usual = time.monotonic() - began
     assert output_of(config) == expected
     seed, kills, wanted = 11, 0, 200 if thorough else 20
