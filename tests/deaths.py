@@ -62,26 +62,18 @@ def die_at_moment(moment: str) -> None:
 
 def die_at_action(number: int) -> None:
     """End right before the nth change to the disk that `storage` announces."""
-    countdown = itertools.count()
-
-    def die(action: str, path: Path) -> None:
-        if next(countdown) == number:
-            os._exit(KILLED)
-
-    storage.announce = die
+    storage.announce = _ending_at(number)
 
 
 def die_at_change(number: int) -> None:
     """End right before or after a change to the disk by `corpus_translation`, the nth of these."""
-    countdown = itertools.count()
+    count = _ending_at(number)
 
     def dying(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **options: Any) -> Any:
-            if next(countdown) == number:
-                os._exit(KILLED)
+            count()
             result = function(*arguments, **options)
-            if next(countdown) == number:
-                os._exit(KILLED)
+            count()
             return result
 
         return wrapped
@@ -91,3 +83,14 @@ def die_at_change(number: int) -> None:
     Path.replace = dying(Path.replace)  # type: ignore[method-assign]
     shutil.rmtree = dying(shutil.rmtree)
     os.unlink = dying(os.unlink)
+
+
+def _ending_at(number: int) -> Callable[..., None]:
+    """A function that ends the process when it is called for the nth time, counted from 0."""
+    countdown = itertools.count()
+
+    def count(*arguments: Any) -> None:
+        if next(countdown) == number:
+            os._exit(KILLED)
+
+    return count
