@@ -8,12 +8,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing import get_all_start_methods, set_start_method
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from children import exit_code, start
+from children import assert_none_outlives, exit_code, start
 from deaths import MOMENTS, die_at_moment
 from run_digests import digests
 
@@ -112,23 +113,8 @@ def interrupt_until_done(
                 os.kill(child.pid, number)
         codes.append(exit_code(child))
         assert codes[-1] in (0, *((-number, 128 + number) if number else ()))
-        # torch's workers look every five seconds whether their trainer is gone.
-        deadline = time.monotonic() + 30.0
-        while left := running(child.pid):
-            assert time.monotonic() < deadline, f"processes {left} outlive their trainer"
-            time.sleep(0.05)
+        assert_none_outlives(child)
     return codes
-
-
-def running(group: int) -> list[int]:
-    """Processes of a group, those left aside that have ended and wait for someone to notice."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, of = stat.read_text().rpartition(")")[2].split()[:3]
-            if int(of) == group and state != "Z":
-                found.append(int(stat.parent.name))
-    return found
 
 
 def straight_run(data: CorpusConfig, run_dir: Path) -> tuple[dict[str, str], float]:
@@ -191,6 +177,22 @@ def test_death_at_special_moments_changes_no_bit(
     assert len(list(Path(config.run_dir).rglob("*"))) == len(files) + 1
     names = ", ".join(MOMENTS)
     figure(f"kill -9 {names}; a start after the end", f"{len(MOMENTS) + 1}, 0 bits different")
+
+
+def start_workers_by(method: str) -> None:
+    set_start_method(method, force=True)
+
+
+@pytest.mark.parametrize("method", get_all_start_methods())
+def test_workers_end_with_a_killed_trainer(data: CorpusConfig, tmp_path: Path, method: str) -> None:
+    config = configure(data, tmp_path / "run", workers=2)
+    before = (
+        partial(start_workers_by, method),
+        partial(die_at_moment, "in the middle of an epoch"),
+    )
+    child = train(config, *before)
+    assert exit_code(child) == -signal.SIGKILL
+    assert_none_outlives(child)
 
 
 def matrix(thorough: bool) -> Iterator[dict[str, Any]]:

@@ -1,9 +1,12 @@
 """Length buckets under a token budget; the order is a pure function of (seed, epoch, index)."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from multiprocessing import parent_process
 
 import numpy as np
 import torch
@@ -239,7 +242,7 @@ class TokenBatcher:
             rest,
             batch_size=None,
             num_workers=self.config.num_workers,
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=_follow_the_trainer,
         )
 
     def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
@@ -285,10 +288,20 @@ class _Epoch(Dataset[Batch]):
         return self.batcher.batch(self.epoch, self.start + offset)
 
 
-def _leave_signals_to_the_trainer(_: int) -> None:
+def _follow_the_trainer(_: int) -> None:
+    """Leave signals to the trainer, and end when it is gone."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+    def wait() -> None:
+        trainer = parent_process()
+        assert trainer is not None
+        trainer.join()
+        os._exit(1)
+
+    # torch looks for the parent by its number, which is another's where a server forks workers.
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def pack_by_length(
