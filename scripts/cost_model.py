@@ -132,6 +132,8 @@ def show(
         "batch": asdict(shape),
         "words": arguments.words,
     }
+    if arguments.json:
+        replace_text(arguments.json, as_json(rows, settings))
     print(
         f"{settings['date']}  {settings['machine']}  torch {torch.__version__}  "
         f"{settings['threads']} threads  copies {machine.bandwidth / 1e9:.1f} GB/s\n"
@@ -140,8 +142,6 @@ def show(
         f"for one target token: counts, and microseconds\n\n{as_text(rows)}",
         end="",
     )
-    if arguments.json:
-        replace_text(arguments.json, as_json(rows, settings))
 
 
 if __name__ == "__main__":

@@ -84,6 +84,9 @@ def main() -> int:
     except LcmtError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    if arguments.json is not None:
+        figures = [[{**asdict(each), "run": str(each.run)} for each in row] for row in found]
+        replace_text(arguments.json, json.dumps(figures, indent=1) + "\n")
     for line in [HEAD, ["---"] * len(HEAD), *map(cells, found)]:
         print(f"| {' | '.join(line)} |")
     signatures = [each.signatures for row in found for each in row]
@@ -92,9 +95,6 @@ def main() -> int:
     for name, of_runs in zip(HEAD[-4:], zip(*signatures, strict=True), strict=True):
         print(f"{name}: {' or '.join(sorted(set(of_runs)))}")
     print(f"`{' '.join(arguments.eval)}`")
-    if arguments.json is not None:
-        figures = [[{**asdict(each), "run": str(each.run)} for each in row] for row in found]
-        replace_text(arguments.json, json.dumps(figures, indent=1) + "\n")
     return 0
 
 
