@@ -180,6 +180,7 @@ def test_death_at_special_moments_changes_no_bit(
 
 
 def start_workers_by(method: str) -> None:
+    # A function of its own: pickled to a child, set_start_method would set that of a copy.
     set_start_method(method, force=True)
 
 
