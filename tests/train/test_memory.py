@@ -37,25 +37,36 @@ def test_freed_memory_is_kept_until_it_is_given_back() -> None:
 
 SHAPES = """
 import torch
-from lightconv_mt.config import RuntimeConfig
 from lightconv_mt.assemble import start_runtime
-from lightconv_mt.train.memory import held_memory
+from lightconv_mt.config import RuntimeConfig
+
+
+def code_in_memory():  # kernels that oneDNN wrote: mappings that run and belong to no file
+    spans = 0
+    for line in open("/proc/self/maps"):
+        addresses, rights, *rest = line.split()
+        if "x" in rights and len(rest) < 4:
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            spans += end - start
+    return spans
+
 
 start_runtime(RuntimeConfig(threads=1, keep_memory=False))
-weight, cpu = torch.ones(256, 256, dtype=torch.bfloat16), torch.device("cpu")
+weight = torch.ones(256, 256, dtype=torch.bfloat16)
 held = []
 for rows in range(1000, 2600):
     torch.ones(rows, 256, dtype=torch.bfloat16) @ weight
     if rows % 400 == 399:
-        held.append(held_memory(cpu) // 2**20)
+        held.append(code_in_memory() // 2**10)
 print(*held)
 """
 
 
-def held_over_shapes(**environment: str) -> list[int]:
-    """MiB held after every 400 of 1,600 products in bf16, no two of one shape.
+def kernels_over_shapes(**environment: str) -> list[int]:
+    """KiB of kernels held after every 400 of 1,600 products in bf16, no two of one shape.
 
-    The variables are those of the C libraries.
+    The kernels' own code, most of what they take: the heap's size depends on where malloc finds
+    room. The variables are those of the C libraries.
     """
     done = subprocess.run(
         [sys.executable, "-c", SHAPES],
@@ -74,9 +85,8 @@ def held_over_shapes(**environment: str) -> list[int]:
     reason="this CPU has no bf16 products of oneDNN",
 )
 def test_products_of_ever_new_shapes_do_not_pile_up() -> None:
-    # Where malloc finds room decides about some 100 MiB until 800 products; then it stays.
-    first, half, *_, end = held_over_shapes()
-    assert end - first < 256 and end - half < 64
+    first, *_, end = kernels_over_shapes()
+    assert 0 < end < 1.5 * first
     ours = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"
-    _, half, *_, end = held_over_shapes(**dict.fromkeys(ours, "1024"))
-    assert end - half > 256, "the user's settings count"
+    *_, theirs = kernels_over_shapes(**dict.fromkeys(ours, "1024"))
+    assert theirs > 3 * end, "the user's settings count"
