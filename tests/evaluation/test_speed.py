@@ -1,7 +1,6 @@
 """What is timed, and that nothing else is."""
 
 import mmap
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,13 +9,17 @@ import torch
 
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translation, TranslationReport
+from lightconv_mt.evaluation import speed as measuring
 from lightconv_mt.evaluation.speed import peak_memory_bytes, reset_peak_memory, timed_translation
 
 
 class Sleeper:
-    """Takes ten milliseconds a line and a second at first; its output says what line it was."""
+    """Takes ten milliseconds a line and a second at first; its output says what line it was.
 
-    device = torch.device("cpu")
+    The time is made up: nothing else takes any.
+    """
+
+    device, now = torch.device("cpu"), 0.0
 
     def __init__(self) -> None:
         """Start cold."""
@@ -25,15 +28,18 @@ class Sleeper:
         self.tokenizers = SimpleNamespace(tgt=tokenizer)
 
     def translate(self, lines: list[str], config: object, **options: Any) -> list[Translation]:
-        time.sleep(0.01 * len(lines) + (0.0 if self.calls else 1.0))
+        self.now += 0.01 * len(lines) + (0.0 if self.calls else 1.0)
         self.calls.append(list(lines))
         texts = [f"line {self.report.lines + place}" for place in range(len(lines))]
         self.report.lines += len(lines)
         return [Translation(text, 0.0, ()) for text in texts]
 
 
-def test_throughput_leaves_out_the_start_and_latency_is_of_single_sentences() -> None:
+def test_throughput_leaves_out_the_start_and_latency_is_of_single_sentences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     translator: Any = Sleeper()
+    monkeypatch.setattr(measuring, "perf_counter", lambda: translator.now)
     lines = ["ein langer Satz", "", "kurz", "noch einer"] * 5
     hypotheses, speed = timed_translation(
         translator, lines, DecodeConfig(), max_tokens=99, latency_sentences=4
@@ -45,12 +51,13 @@ def test_throughput_leaves_out_the_start_and_latency_is_of_single_sentences() ->
     assert all(len(call) == 1 and call[0] for call in translator.calls[2:])
     assert len({*map(tuple, translator.calls[2:])}) == 3  # spread over the set
     assert (speed.sentences, speed.tokens) == (20, 40)
-    assert 0.2 <= speed.seconds < 0.9
+    assert speed.seconds == pytest.approx(0.2)
     assert speed.sentences_per_second == 20 / speed.seconds
     assert speed.tokens_per_second == 40 / speed.seconds
     assert speed.latency is not None and speed.latency.sentences == 4
-    assert 0.01 <= speed.latency.p50_seconds <= speed.latency.p95_seconds < 0.5
-    assert "one sentence at a time: p50 1" in speed.text
+    assert speed.latency.p50_seconds == pytest.approx(0.01)
+    assert speed.latency.p95_seconds == pytest.approx(0.01)
+    assert "one sentence at a time: p50 10.0 ms" in speed.text
     assert "(cpu, 1 thread)" in speed.text
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,11 +99,17 @@ def test_other_words_are_another_run(fake: Fake, tmp_path: Path) -> None:
 
 
 def test_a_signal_is_passed_on_and_no_run_begun_after_it(fake: Fake, tmp_path: Path) -> None:
-    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    def stop_the_first_run() -> None:
+        while not (calls.exists() and calls.read_text()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    calls = tmp_path / "calls"
+    threading.Thread(target=stop_the_first_run, daemon=True).start()
     with pytest.raises(KeyboardInterrupt) as caught:
         fake(seconds=60.0)
     assert caught.value.args == (signal.SIGTERM,)
-    assert (tmp_path / "calls").read_text().split() == ["variant=a,seed=1"]
+    assert calls.read_text().split() == ["variant=a,seed=1"]
     assert not (tmp_path / "variant=a,seed=1" / "sweep.json").exists()
 
 

@@ -70,7 +70,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         *("schedule.warmup_steps=10", f"train.max_steps={STEPS}", "train.validate_every_steps=12"),
         *("train.log_every_steps=7", "train.num_samples=0", "checkpoint.save_every_steps=5"),
         *("checkpoint.keep_last=3", "checkpoint.average_last=2", "decode=greedy"),
-        *("runtime=cpu", "runtime.threads=1", "runtime.timeout_seconds=5"),
+        *("runtime=cpu", "runtime.threads=1", "runtime.timeout_seconds=20"),
     ]
 
 
