@@ -18,6 +18,7 @@ from lightconv_mt.mixers.base import (
     per_layer,
     register_mixer,
 )
+from lightconv_mt.mixers.linear import Linear
 from lightconv_mt.ops.attention import attention
 from lightconv_mt.ops.padding import zero_padding
 from lightconv_mt.ops.residual import draw_seed
@@ -134,9 +135,9 @@ class AttentionMixer(TokenMixer):
         return self.output_projection(merge_heads(mixed)), state
 
 
-def attention_projection(inputs: int, outputs: int) -> nn.Linear:
+def attention_projection(inputs: int, outputs: int) -> Linear:
     """Linear layer of an attention, Xavier weights and zero bias."""
-    linear = nn.Linear(inputs, outputs)
+    linear = Linear(inputs, outputs)
     nn.init.xavier_uniform_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear

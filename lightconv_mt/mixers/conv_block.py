@@ -16,6 +16,7 @@ from lightconv_mt.mixers.base import (
     check_positive,
     check_probabilities,
 )
+from lightconv_mt.mixers.linear import Linear
 from lightconv_mt.ops.padding import zero_padding
 from lightconv_mt.ops.residual import draw_seed, dropout
 
@@ -74,8 +75,8 @@ class ConvBlock(TokenMixer):
                 f"which {self.num_heads} heads cannot "
                 f"share; set model.mixer.num_heads to a divisor of {self.conv_dim}"
             )
-        self.input_projection = nn.Linear(dim, self.conv_dim * (2 if self.glu else 1))
-        self.output_projection = nn.Linear(self.conv_dim, dim)
+        self.input_projection = Linear(dim, self.conv_dim * (2 if self.glu else 1))
+        self.output_projection = Linear(self.conv_dim, dim)
         for projection in (self.input_projection, self.output_projection):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)

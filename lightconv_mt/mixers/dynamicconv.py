@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from enum import Enum
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.mixers.base import MixerSlot, MixerState, register_mixer
 from lightconv_mt.mixers.conv_block import ConvBlock, ConvBlockConfig
+from lightconv_mt.mixers.linear import Linear
 from lightconv_mt.ops import dynamicconv, dynamicconv_step, mask_outside_taps
 from lightconv_mt.ops.padding import zero_padding
 
@@ -53,7 +54,7 @@ class DynamicConvMixer(ConvBlock):
         """Build with the kernel predictor at nn.Linear's own initialisation, as fairseq's."""
         super().__init__(config, dim=dim, slot=slot)
         self.config, self.reads_convolved = config, config.query is Query.convolved
-        self.kernel_predictor = nn.Linear(
+        self.kernel_predictor = Linear(
             self.conv_dim if self.reads_convolved else dim,
             self.num_heads * self.kernel_size,
             bias=False,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lightconv_mt.mixers.base import MixerSlot, MixerState, check_positive, register_mixer
 from lightconv_mt.mixers.conv_block import ConvBlock, ConvBlockConfig
+from lightconv_mt.mixers.linear import Linear
 from lightconv_mt.ops import dynamicconv, dynamicconv_step
 from lightconv_mt.ops.means import running_mean, running_mean_step, sentence_mean
 
@@ -55,8 +56,8 @@ class KernelAttentionMixer(ConvBlock):
         for number in range(config.num_kernels):
             nn.init.xavier_uniform_(self.kernels[number, :, None])
         squeezed = max(1, self.conv_dim // config.reduction)
-        self.squeeze = nn.Linear(self.conv_dim, squeezed)
-        self.excite = nn.Linear(squeezed, config.num_kernels)
+        self.squeeze = Linear(self.conv_dim, squeezed)
+        self.excite = Linear(squeezed, config.num_kernels)
 
     def convolve(self, x: Tensor, source: Tensor, mask: Tensor) -> Tensor:
         """Convolve (B, T, conv_dim)."""

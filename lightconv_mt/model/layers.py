@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from lightconv_mt.mixers.attention import attention_projection, merge_heads, split_heads
+from lightconv_mt.mixers.linear import Linear
 from lightconv_mt.ops import Backend
 from lightconv_mt.ops.attention import attention
 from lightconv_mt.ops.residual import draw_seed, dropout, residual, residual_norm
@@ -43,7 +44,7 @@ class FeedForward(nn.Module):
         """Build with Xavier weights and zero biases."""
         super().__init__()
         self.relu_dropout, self.backend = relu_dropout, backend
-        self.inner, self.outer = nn.Linear(dim, ffn_dim), nn.Linear(ffn_dim, dim)
+        self.inner, self.outer = Linear(dim, ffn_dim), Linear(ffn_dim, dim)
         for linear in (self.inner, self.outer):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
