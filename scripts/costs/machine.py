@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from costs.counts import Count
+from lightconv_mt.ops.products import linear
 from mixer_costs import Product
 
 # Seconds for each measurement; there are a few dozen.
@@ -30,16 +31,19 @@ class Machine:
         self.product_seconds = cache(self._measure)
 
     def _measure(self, product: Product, dtype: torch.dtype) -> tuple[float, float]:
-        """Seconds of a product forward, and of the two of the backward pass."""
+        """Seconds of a layer's product forward, and of the two of the backward pass."""
         rows, inner, outer = product
         x, weight, gradient = (
             torch.randn(shape, device=self.device).to(dtype)
             for shape in ((rows, inner), (outer, inner), (rows, outer))
         )
-        forward = fastest(lambda: x @ weight.T, self.device)
-        of_x = fastest(lambda: gradient @ weight, self.device)
-        of_weight = fastest(lambda: gradient.T @ x, self.device)
-        return forward, of_x + of_weight
+        read = x.requires_grad_(), weight.requires_grad_()
+        y = linear(*read)
+        forward = fastest(lambda: linear(*read), self.device)
+        backward = fastest(
+            lambda: torch.autograd.grad(y, read, gradient, retain_graph=True)[0], self.device
+        )
+        return forward, backward
 
     def speeds(
         self, counts: dict[str, Count], dtypes: Sequence[torch.dtype]

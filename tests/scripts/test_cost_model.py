@@ -134,8 +134,8 @@ def test_a_limit_is_the_longer_of_arithmetic_and_traffic(monkeypatch: pytest.Mon
     found = machine.Machine(torch.device("cpu"))
     assert found.bandwidth == 4 * machine.COPIED
     count = Count(products=[Product(2, 3, 4)], repeats=[2.0], others=10.0, numbers=1.0)
-    assert found.limit(count, torch.float32, top_speed=6.0) == pytest.approx(5.0 + 2 * 1.5)
-    assert found.speeds({"part": count}, [torch.float32]) == {Product(2, 3, 4): [3 * 24 / 1.5]}
+    assert found.limit(count, torch.float32, top_speed=6.0) == pytest.approx(5.0 + 2 * 1.0)
+    assert found.speeds({"part": count}, [torch.float32]) == {Product(2, 3, 4): [3 * 24 / 1.0]}
     count.wide_bytes = 9 * found.bandwidth
     assert found.limit(count, torch.bfloat16, top_speed=6.0) == pytest.approx(9.0)
 
