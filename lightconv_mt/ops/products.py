@@ -32,13 +32,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _is_large(x: Tensor, weight: Tensor) -> bool:
-    return (
+    # First, so that no shape is asked for: inductor has products of its own.
+    return not torch.compiler.is_compiling() and (
         x.device.type == "cpu"
         and x.dtype is weight.dtype is torch.float32
         and x.numel() >= _ROWS * x.shape[-1]
         and weight.numel() >= _WEIGHTS
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()  # inductor has products of its own
         and torch.backends.mkldnn.is_available()
     )
 
