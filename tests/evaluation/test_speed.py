@@ -9,7 +9,6 @@ import torch
 
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translation, TranslationReport
-from lightconv_mt.evaluation import speed as measuring
 from lightconv_mt.evaluation.speed import peak_memory_bytes, reset_peak_memory, timed_translation
 
 
@@ -39,7 +38,7 @@ def test_throughput_leaves_out_the_start_and_latency_is_of_single_sentences(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     translator: Any = Sleeper()
-    monkeypatch.setattr(measuring, "perf_counter", lambda: translator.now)
+    monkeypatch.setattr("lightconv_mt.evaluation.speed.perf_counter", lambda: translator.now)
     lines = ["ein langer Satz", "", "kurz", "noch einer"] * 5
     hypotheses, speed = timed_translation(
         translator, lines, DecodeConfig(), max_tokens=99, latency_sentences=4

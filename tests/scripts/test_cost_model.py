@@ -1,5 +1,6 @@
 """Counts of the cost model against closed forms and torch's own; its clock with time made up."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -206,7 +207,11 @@ def test_the_clock_changes_no_gradient() -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-def test_a_step_is_the_sum_of_its_parts_and_the_optimiser_s_share() -> None:
+def test_a_step_is_the_sum_of_its_parts_and_the_optimiser_s_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ticks = itertools.count()  # a second between any two looks at the clock
+    monkeypatch.setattr("costs.clock.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     seconds = []
     for accumulate in (1, 1000):
         seconds.append(
@@ -224,8 +229,8 @@ def test_a_step_is_the_sum_of_its_parts_and_the_optimiser_s_share() -> None:
         )
     assert [tuple(each) for each in seconds] == [PARTS, PARTS]
     assert min(min(each.values()) for each in seconds) > 0.0
-    # A thousandth: far enough from 1 for any machine.
-    assert seconds[1][counts.OPTIMISER] < seconds[0][counts.OPTIMISER] / 3
+    assert seconds[0][counts.OPTIMISER] == 1.0
+    assert seconds[1] == {**seconds[0], counts.OPTIMISER: 1.0 / 1000}
 
 
 def test_the_table_adds_up() -> None:
