@@ -30,7 +30,7 @@ def keep_freed_memory() -> bool:
 
 
 def bound_kernel_cache() -> None:
-    """Keep fewer bf16 matrix products ready; to be called before the first one.
+    """Keep fewer of oneDNN's matrix products ready; to be called before the first one.
 
     oneDNN, and torch's layer over it, keep one of some 0.25 MB for every shape, 1,024 each if they
     are not told otherwise, and batches have ever other shapes. The user's own settings count more.
