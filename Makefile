@@ -38,7 +38,7 @@ test-gpu: $(STAMP) ## run the tests that need a GPU, under compute-sanitizer too
 	$(BIN)/python scripts/test_gpu.py
 
 reliability: $(STAMP) ## interrupt training runs hundreds of times (an hour)
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal --thorough --figures README.md \
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal --thorough --figures docs/checks.md \
 		tests/test_kills.py tests/test_end_to_end.py tests/train tests/nasty tests/test_configs.py
 
 format: $(STAMP) ## rewrite the code in the house style
