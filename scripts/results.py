@@ -29,7 +29,6 @@ from lightconv_mt.typed import to_plain
 from sweep.measure import logged, scoring_config
 from sweep.table import spread
 
-CHOICE = ("best", "average")
 HEAD = [
     *("run", "seeds", "parameters", "steps", "training, minutes", "checkpoint", "validation"),
     *("test BLEU", "lower-cased", "chrF2", "TER"),
@@ -123,7 +122,7 @@ def evaluate(run: Path, words: Sequence[str]) -> Found:
         raise DataError(f"{run} has no test set or no validation set of its own; scores need both")
     config = scoring_config(run, words)
     translators, validation = {}, {}
-    for checkpoint in CHOICE:
+    for checkpoint in ("best", "average") if trained.checkpoint.average_last else ("best",):
         translators[checkpoint] = load_translator(
             str(run), checkpoint, config.runtime, config.max_source_tokens
         )
@@ -135,7 +134,7 @@ def evaluate(run: Path, words: Sequence[str]) -> Found:
             [("bleu", config.lowercase)],
         )
         validation[checkpoint] = bleu.value
-    chosen = max(CHOICE, key=lambda checkpoint: validation[checkpoint])
+    chosen = max(validation, key=lambda checkpoint: validation[checkpoint])
     translator = translators[chosen]
     metrics = [("bleu", False), ("bleu", True), ("chrf", False), ("ter", False)]
     scores = translate_and_score(translator, trained.data.test, config, trained, metrics)
