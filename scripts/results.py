@@ -121,8 +121,10 @@ def evaluate(run: Path, words: Sequence[str]) -> Found:
     if trained.data.test is None or trained.data.valid is None:
         raise DataError(f"{run} has no test set or no validation set of its own; scores need both")
     config = scoring_config(run, words)
+    # A run without an average of its own may have been given one since.
+    averaged = trained.checkpoint.average_last > 0 or (run / "average").exists()
     translators, validation = {}, {}
-    for checkpoint in ("best", "average") if trained.checkpoint.average_last else ("best",):
+    for checkpoint in ("best", "average") if averaged else ("best",):
         translators[checkpoint] = load_translator(
             str(run), checkpoint, config.runtime, config.max_source_tokens
         )

@@ -8,6 +8,7 @@ from statistics import mean, stdev
 
 import pytest
 
+import average_checkpoints
 import results
 from lightconv_mt.cli import evaluate, train
 
@@ -87,6 +88,8 @@ def test_rows_hold_what_the_better_checkpoint_scores(
     first, second = (each["test"][0] for each in kept[0])
     assert both[7] == f"{mean([first, second]):.2f} ± {stdev([first, second]):.2f}"
     assert max(first, second) > 0, "something was learnt, so that figures can differ"
+    average_checkpoints.average(Path(runs[2]), 2, None)
+    assert {*results.evaluate(Path(runs[2]), search).validation} == {"best", "average"}
 
 
 def scores(
