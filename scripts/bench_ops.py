@@ -23,7 +23,7 @@ from torch import Tensor
 
 from baselines import attention, unfold
 from lightconv_mt.ops import Backend, dynamicconv, dynamicconv_step, lightconv, lightconv_step
-from lightconv_mt.ops.native import load_library
+from lightconv_mt.ops.library import load_library
 from lightconv_mt.ops.register import (
     dynamicconv_backward_kernel,
     dynamicconv_kernel,

@@ -17,6 +17,7 @@ import torch
 
 from bench_ops import CASES, inside_taps, ops_alone, peak_flops
 from lightconv_mt.ops import native
+from lightconv_mt.ops.library import load_library
 from lightconv_mt.train.memory import keep_freed_memory
 
 PARTS = ("softmax", "copies", "sums", "tap gradients", "softmax gradients")
@@ -30,7 +31,7 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     flops = peak_flops()
-    library = native.load_library(sources=("parts.cpp",))
+    library = load_library(sources=("parts.cpp",))
     print(
         f"{date.today()}  {platform.processor() or platform.machine()}  torch {torch.__version__}"
         f"  {flops / 1e9:.0f} GFLOP/s; ms of the fastest of {calls} calls"

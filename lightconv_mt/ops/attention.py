@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightconv_mt.ops.dispatch import Backend, choose
-from lightconv_mt.ops.native import KERNEL_TYPES, load_library, rows
+from lightconv_mt.ops.library import NO_MEMORY, load_library
+from lightconv_mt.ops.native import KERNEL_TYPES, rows
 from lightconv_mt.ops.register import register_op
 
 _CALL = struct.Struct("=10Q12q9qd")  # `Call` of csrc/attention.cpp
@@ -96,7 +97,8 @@ def _run(
         KERNEL_TYPES[query.dtype],
         dropout,
     )
-    getattr(load_library(), name)(call)
+    if getattr(load_library(), name)(call) == NO_MEMORY:
+        raise MemoryError(f"{name}: not enough memory for {tuple(query.shape)}")
 
 
 def _attention(

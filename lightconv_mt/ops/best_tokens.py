@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lightconv_mt.ops.dispatch import Backend
-from lightconv_mt.ops.native import KERNEL_TYPES, load_library
+from lightconv_mt.ops.library import NO_MEMORY, load_library
+from lightconv_mt.ops.native import KERNEL_TYPES
 
 _CALL = struct.Struct("=2Q4q")  # `Call` and `RankCall` of csrc/best_tokens.cpp
 _RANK_CALL = struct.Struct("=6Q6q")
@@ -89,6 +90,9 @@ def best_continuations(
         torch.get_num_threads(),
         KERNEL_TYPES[logits.dtype],
     )
-    if load_library().lcmt_best_continuations(call):
+    code = load_library().lcmt_best_continuations(call)
+    if code == NO_MEMORY:
+        raise MemoryError(f"lcmt_best_continuations: not enough memory for {tuple(logits.shape)}")
+    if code:
         raise TypeError(f"lcmt_best_continuations: no kernel for {logits.dtype}")
     return scores, rows, words

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lightconv_mt.ops.dispatch import Backend
-from lightconv_mt.ops.native import KERNEL_TYPES, load_library
+from lightconv_mt.ops.library import NO_MEMORY, load_library
+from lightconv_mt.ops.native import KERNEL_TYPES
 
 _CALL = struct.Struct("=3Q6q4d")  # `Call` of csrc/cross_entropy.cpp
 
@@ -88,7 +89,10 @@ def cross_entropy_(
             smoothing.spread(vocab_size),
             smoothing.agreement / 4,
         )
-        if load_library().lcmt_cross_entropy(call):
+        code = load_library().lcmt_cross_entropy(call)
+        if code == NO_MEMORY:
+            raise MemoryError(f"cross-entropy: not enough memory for {tuple(logits.shape)}")
+        if code:
             raise IndexError(f"a target is not in 0..{vocab_size - 1}, the rows of the vocabulary")
         loss, nll, divergence = losses.sum(0).unbind()
     elif backend is Backend.triton:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightconv_mt.ops.native import load_library
+from lightconv_mt.ops.library import load_library
 
 PANEL = 32  # `kPanel` of csrc/product.h
 # Of a matrix: its number there, and inputs that fill four bytes.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.ops.banded import dynamicconv_banded, lightconv_banded
-from lightconv_mt.ops.native import NativeUnavailableError, load_library
+from lightconv_mt.ops.library import NativeUnavailableError, load_library
 from lightconv_mt.ops.reference import (
     dynamicconv_reference,
     dynamicconv_step_reference,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightconv_mt.ops.native import load_library
+from lightconv_mt.ops.library import load_library
 
 _CALL = struct.Struct("=6Q4q")  # `Call` of csrc/encoder.cpp
 

@@ -1,35 +1,13 @@
-"""The convolutions in C++ for CPUs: built on first use where a compiler is, kept for the next."""
+"""The convolutions in C++ for CPUs."""
 
-import ctypes
-import hashlib
-import logging
-import os
-import platform
-import shutil
-import signal
 import struct
-import subprocess
-from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from lightconv_mt.ops.library import load_library
 
-SOURCES = Path(__file__).parent / "csrc"
-# One library, so that all are there or none.
-KERNELS = (
-    *("kernels.cpp", "cross_entropy.cpp", "residual.cpp", "attention.cpp"),
-    *("best_tokens.cpp", "encoder.cpp", "decoder.cpp", "search.cpp"),
-)
-BUILD_TIMEOUT_SECONDS = 300
 KERNEL_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-
-
-class NativeUnavailableError(RuntimeError):
-    """There are no native kernels here, and why."""
-
 
 # `Call` and `StepCall` of csrc/, packed here: a ctypes.Structure costs more than a small kernel.
 _CALL = struct.Struct("=6Q10qQd3q")
@@ -127,99 +105,6 @@ def dynamicconv_step_native(
 ) -> Tensor:
     """Same as `dynamicconv_step_reference`; the ring is contiguous."""
     return _run_step(x, ring, position, weight, normalize=normalize, dynamic=True)
-
-
-@cache
-def load_library(march: str = "native", *, sources: tuple[str, ...] = KERNELS) -> ctypes.CDLL:
-    """Build the kernels if they are not built yet, and load them.
-
-    Args:
-        march: the compiler's name for the machine to build for.
-        sources: files in csrc/.
-
-    Raises:
-        NativeUnavailableError: when there is no compiler, or it fails.
-    """
-    path = _build(march, *sources)
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise NativeUnavailableError(f"{path} cannot be loaded: {error}") from error
-    return library
-
-
-def _build(march: str, *sources: str) -> Path:
-    compiler = next(
-        (
-            found
-            for name in (os.environ.get("CXX"), "c++", "g++", "clang++")
-            if name and (found := shutil.which(name))
-        ),
-        None,
-    )
-    if compiler is None:
-        raise NativeUnavailableError("there is no C++ compiler (c++, g++, clang++ or $CXX)")
-    flags = [f"-march={march}", "-O3", "-std=c++20", "-fPIC", "-shared"]
-    if platform.machine() in ("arm64", "aarch64"):
-        flags[0] = f"-mcpu={march}"
-    digest = hashlib.sha256(repr((flags, compiler, _compiler_version(compiler), _cpu())).encode())
-    files = [SOURCES / source for source in sources]
-    for path in (*files, *sorted(SOURCES.glob("*.h"))):
-        digest.update(path.read_bytes())
-    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(cache_home) / "lightconv_mt" / "kernels" / f"{digest.hexdigest()[:24]}.so"
-    if path.exists():
-        return path
-    logger.info("building the CPU kernels, once: %s", path)
-    fresh = path.with_suffix(f".{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Without OpenMP the kernels run on one thread.
-        for parallel in (["-fopenmp"], []):
-            command = [compiler, *flags, *parallel, "-o", str(fresh), *map(str, files)]
-            code, said = _compile(command)
-            if code == 0:
-                break
-        else:
-            errors = [line for line in said.splitlines() if "error" in line]
-            raise NativeUnavailableError(f"{compiler} failed: {' '.join(errors[:1])}")
-        os.replace(fresh, path)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NativeUnavailableError(f"the kernels cannot be built: {error}") from error
-    finally:
-        fresh.unlink(missing_ok=True)
-    return path
-
-
-def _compile(command: list[str]) -> tuple[int, str]:
-    """Exit code and error output of a compiler; what it started ends with it."""
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as compiler:
-        try:
-            _, said = compiler.communicate(timeout=BUILD_TIMEOUT_SECONDS)
-        except BaseException:  # it took too long, or Ctrl-C
-            os.killpg(compiler.pid, signal.SIGKILL)
-            raise
-    return compiler.returncode, said
-
-
-def _compiler_version(compiler: str) -> str:
-    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    return done.stdout
-
-
-def _cpu() -> str:
-    """What `native` means here: a home folder may be shared by different machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
 
 
 def empty_like(x: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightconv_mt.ops.dispatch import COMPILED, Backend, choose
+from lightconv_mt.ops.library import NO_MEMORY, load_library
 from lightconv_mt.ops.masks import keep_mask
-from lightconv_mt.ops.native import KERNEL_TYPES, load_library
+from lightconv_mt.ops.native import KERNEL_TYPES
 from lightconv_mt.ops.register import register_op, triton_function
 
 # `Call` of csrc/residual.cpp, and its pointers.
@@ -126,7 +127,10 @@ def _run(
         dropout,
         eps,
     )
-    if getattr(load_library(), name)(call):
+    code = getattr(load_library(), name)(call)
+    if code == NO_MEMORY:
+        raise MemoryError(f"{name}: not enough memory for {tuple(shape)}")
+    if code:
         raise TypeError(f"{name} cannot join {' and '.join(map(str, dtypes[:2]))}")
 
 

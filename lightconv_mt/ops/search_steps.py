@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightconv_mt.ops.native import load_library
+from lightconv_mt.ops.library import load_library
 
 LINK_WORDS, ENDING_WORDS, SENTENCE_WORDS = 2, 4, 8  # of csrc/search.cpp, 8 bytes each
 ENDED, DONE = 6, 7  # words of a `Sentence` that are written

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.ops import Backend, dispatch, dynamicconv, lightconv, resolve_backend
 from lightconv_mt.ops.banded import LONGEST_BAND
-from lightconv_mt.ops.native import NativeUnavailableError
+from lightconv_mt.ops.library import NativeUnavailableError
 
 FAST = [Backend.auto, Backend.torch, Backend.native]
 

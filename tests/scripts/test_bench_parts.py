@@ -6,11 +6,12 @@ from cpp_kernels import need_library
 
 from bench_parts import PARTS, timed
 from lightconv_mt.ops import native
+from lightconv_mt.ops.library import load_library
 
 
 def test_parts_are_within_the_whole_and_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     expected_library = need_library()
-    library = native.load_library(sources=("parts.cpp",))
+    library = load_library(sources=("parts.cpp",))
     x, upstream = torch.randn(2, 2, 300, 64)
     weight = torch.randn(2, 300, 4, 7)
 

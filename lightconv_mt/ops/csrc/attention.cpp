@@ -2,10 +2,12 @@
 // ops/attention.py. Sentences are short: a head's scores of a few queries stay in cache.
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "dropout.h"
 #include "element.h"
+#include "memory.h"
 
 namespace {
 
@@ -253,22 +255,30 @@ struct Head {
 template <class S>
 void run(const Call& call, bool backward) {
   const i64 tasks = call.batch * call.heads;
+  Guard guard;
 #ifdef _OPENMP
 #pragma omp parallel num_threads(int(std::max<i64>(1, std::min(call.threads, tasks))))
 #endif
   {
-    Head<S> head(call);
+    std::optional<Head<S>> head;
+    guard([&] { head.emplace(call); });
 #ifdef _OPENMP
 #pragma omp for schedule(static)
 #endif
     for (i64 task = 0; task < tasks; ++task)
-      backward ? head.backward(task / call.heads, task % call.heads)
-               : head.forward(task / call.heads, task % call.heads);
+      guard([&] {
+        backward ? head->backward(task / call.heads, task % call.heads)
+                 : head->forward(task / call.heads, task % call.heads);
+      });
   }
+  guard.check();
 }
 
 int run_typed(const Call& call, bool backward) {
-  return by_type(call.type, [&](auto element) { return run<decltype(element)>(call, backward), 0; });
+  return attempt([&] {
+    return by_type(call.type,
+                   [&](auto element) { return run<decltype(element)>(call, backward), 0; });
+  });
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include "best_tokens.h"
 #include "element.h"
+#include "memory.h"
 
 namespace {
 
@@ -16,10 +17,12 @@ struct Call {
 
 template <class Work>
 void for_each_row(i64 rows, [[maybe_unused]] i64 threads, const Work& work) {
+  Guard guard;
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static) num_threads(int(std::max<i64>(1, std::min(threads, rows))))
 #endif
-  for (i64 row = 0; row < rows; ++row) work(row);
+  for (i64 row = 0; row < rows; ++row) guard([&] { work(row); });
+  guard.check();
 }
 
 template <class S>
@@ -68,8 +71,10 @@ int lcmt_log_partition(const Call* call) {
   });
 }
 int lcmt_best_continuations(const RankCall* call) {
-  return by_type(call->type, [&](auto element) {
-    return best_continuations<decltype(element)>(*call), 0;
+  return attempt([&] {
+    return by_type(call->type, [&](auto element) {
+      return best_continuations<decltype(element)>(*call), 0;
+    });
   });
 }
 }

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "element.h"
+#include "memory.h"
 
 namespace {
 
@@ -128,17 +129,22 @@ void run(const Call& call) {
   using A = typename Accumulator<S>::type;
   const i64 padded = (call.vocab + Row<S>::W - 1) / Row<S>::W * Row<S>::W;
   const i64 tasks = call.paired ? call.rows / 2 : call.rows;
+  Guard guard;
 #ifdef _OPENMP
 #pragma omp parallel num_threads(int(std::max<i64>(1, std::min(call.threads, tasks))))
 #endif
   {
-    std::vector<A> exponents[2] = {std::vector<A>(padded), std::vector<A>(call.paired ? padded : 0)};
+    std::vector<A> exponents[2];
+    guard([&] { exponents[0].resize(padded), exponents[1].resize(call.paired ? padded : 0); });
 #ifdef _OPENMP
 #pragma omp for schedule(static)
 #endif
     for (i64 index = 0; index < tasks; ++index)
-      call.paired ? pair<S>(call, index, exponents) : single<S>(call, index, exponents[0]);
+      guard([&] {
+        call.paired ? pair<S>(call, index, exponents) : single<S>(call, index, exponents[0]);
+      });
   }
+  guard.check();
 }
 
 }  // namespace
@@ -146,5 +152,7 @@ void run(const Call& call) {
 extern "C" int lcmt_cross_entropy(const Call* call) {
   for (i64 row = 0; row < call->rows; ++row)
     if (call->target[row] < 0 || call->target[row] >= call->vocab) return 1;
-  return by_type(call->type, [&](auto element) { return run<decltype(element)>(*call), 0; });
+  return attempt([&] {
+    return by_type(call->type, [&](auto element) { return run<decltype(element)>(*call), 0; });
+  });
 }

@@ -7,6 +7,7 @@
 
 #include "chosen.h"
 #include "decoder.h"
+#include "memory.h"
 #include "rows.h"
 
 namespace decoder {
@@ -271,9 +272,9 @@ extern "C" int lcmt_decoder_step(const decoder::Call* call) {
   longest = round_up(longest, W);
   const i64 blocks = (call->rows + kTileRows - 1) / kTileRows;
   [[maybe_unused]] const int threads = int(std::max<i64>(1, std::min(call->threads, blocks)));
-  int failed = 0;
+  Guard guard;
 #ifdef _OPENMP
-#pragma omp parallel num_threads(threads) reduction(| : failed)
+#pragma omp parallel num_threads(threads)
 #endif
   {
 #ifdef _OPENMP
@@ -281,14 +282,12 @@ extern "C" int lcmt_decoder_step(const decoder::Call* call) {
 #else
     const i64 own = 0, all = 1;
 #endif
-    try {
+    guard([&] {
       thread_local Scratch memory;
       Step step(*call, longest, memory.get<float>(Step::floats(*call, longest)));
       const i64 first = own * call->rows / all, last = (own + 1) * call->rows / all;
       for (i64 at = first; at < last; at += kRows) step.run(at, std::min(kRows, last - at));
-    } catch (const std::bad_alloc&) {
-      failed = 1;
-    }
+    });
   }
-  return failed;
+  return guard.failed() ? kNoMemory : 0;
 }

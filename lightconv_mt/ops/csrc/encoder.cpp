@@ -7,6 +7,7 @@
 #endif
 
 #include "convolve.h"
+#include "memory.h"
 #include "product.h"
 #include "rows.h"
 
@@ -126,6 +127,7 @@ struct Worker {
     raw = take(own, kRows * model.most_taps), taps = take(own, kRows * plan.tap_lanes);
     scores = take(own, kTileRows * round_up(plan.longest, kPanel));
     scales = take(own, kRows);
+    segments.reserve(kRows);
   }
 
   template <bool RELU = false>
@@ -341,27 +343,29 @@ struct Worker {
 }  // namespace
 
 extern "C" int lcmt_encode(const Call* call) {
-  try {
+  return attempt([&] {
     thread_local Scratch memory;
     const Plan plan(*call);
     const i64 blocks = (plan.rows() + kTileRows - 1) / kTileRows;
     const int threads = int(std::max<i64>(1, std::min(call->threads, blocks)));
     const i64 common = round_up(plan.shared_floats(), W), own = round_up(plan.own_floats(), W);
     float* floats = memory.get<float>(common + threads * own);
+    // All memory is taken before the threads start: none may fail where others wait for it.
+    std::vector<Worker> workers;
+    workers.reserve(threads);
+    for (i64 number = 0; number < threads; ++number)
+      workers.emplace_back(plan, floats, floats + common + number * own);
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads)
     {
       const i64 number = omp_get_thread_num(), all = omp_get_num_threads();
-      Worker worker(plan, floats, floats + common + number * own);
-      worker.run(number * plan.rows() / all, (number + 1) * plan.rows() / all, [] {
+      workers[number].run(number * plan.rows() / all, (number + 1) * plan.rows() / all, [] {
 #pragma omp barrier
       });
     }
 #else
-    Worker(plan, floats, floats + common).run(0, plan.rows(), [] {});
+    workers[0].run(0, plan.rows(), [] {});
 #endif
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
-  return 0;
+    return 0;
+  });
 }

@@ -12,6 +12,7 @@
 #include "convolve.h"
 #include "element.h"
 #include "gradients.h"
+#include "memory.h"
 #include "parts.h"
 #include "step.h"
 #include "taps.h"
@@ -54,15 +55,19 @@ template <class Work>
 void for_each_task(const Call& call, i64 stretch, const Work& work) {
   const i64 stretches = std::max<i64>(1, (call.time + stretch - 1) / stretch);
   const i64 tasks = call.batch * stretches;
+  Guard guard;
 #ifdef _OPENMP
   const int threads = int(std::min(call.threads, std::max<i64>(tasks, 1)));
 #pragma omp parallel for schedule(static) num_threads(threads)
 #endif
   for (i64 index = 0; index < tasks; ++index) {
-    i64 place = index % stretches;
-    work(Task{index, index / stretches, call.time * place / stretches,
-              call.time * (place + 1) / stretches});
+    const i64 place = index % stretches;
+    guard([&] {
+      work(Task{index, index / stretches, call.time * place / stretches,
+                call.time * (place + 1) / stretches});
+    });
   }
+  guard.check();
 }
 
 // Channel blocks of a head: calls work(first channel, vectors, lanes of the last vector).
@@ -322,19 +327,11 @@ void run(const Call& call, bool dynamic, bool backward) {
   }
 }
 
-// What `by_type` returns, 2 where there is not enough memory.
-template <class Work>
-int attempt(i64 type, const Work& work) {
-  try {
-    return by_type(type, work);
-  } catch (const std::bad_alloc&) {
-    return 2;
-  }
-}
-
 int dispatch(const Call* call, bool dynamic, bool backward) {
-  return attempt(call->type, [&](auto element) {
-    return run<decltype(element)>(*call, dynamic, backward), 0;
+  return attempt([&] {
+    return by_type(call->type, [&](auto element) {
+      return run<decltype(element)>(*call, dynamic, backward), 0;
+    });
   });
 }
 
@@ -347,7 +344,9 @@ int lcmt_lightconv_backward(const Call* call) { return dispatch(call, false, tru
 int lcmt_dynamicconv(const Call* call) { return dispatch(call, true, false); }
 int lcmt_dynamicconv_backward(const Call* call) { return dispatch(call, true, true); }
 int lcmt_step(const StepCall* call) {
-  return attempt(call->type,
-                 [&](auto element) { return Step<decltype(element)>{*call}.run(), 0; });
+  return attempt([&] {
+    return by_type(call->type,
+                   [&](auto element) { return Step<decltype(element)>{*call}.run(), 0; });
+  });
 }
 }

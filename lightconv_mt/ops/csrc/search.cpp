@@ -5,6 +5,7 @@
 
 #include "best_tokens.h"
 #include "decoder.h"
+#include "memory.h"
 
 namespace {
 
@@ -192,50 +193,49 @@ void read(const Reading& to, const Sentence& sentence, const Ending& ending) {
   to.token_scores[0] = total;
 }
 
+int run(Search search) {
+  const i64 beam = search.step.beam, each = std::min(2 * beam, search.vocab);
+  i64 count = search.step.rows / beam;
+  const int threads = int(std::max<i64>(1, std::min(search.step.threads, count)));
+  std::vector<Bench> benches(threads);
+  for (Bench& bench : benches) {
+    bench.partition.resize(beam), bench.values.resize(each), bench.ids.resize(each);
+    bench.found.resize(beam * each);
+    bench.ancestors.resize(beam * search.step.ancestor_stride);
+  }
+  double decoder = 0, choosing = 0;
+  auto now = std::chrono::steady_clock::now();
+  auto seconds = [&] {
+    const auto before = now;
+    now = std::chrono::steady_clock::now();
+    return std::chrono::duration<double>(now - before).count();
+  };
+  for (i64 step = 0; step < search.steps && count; ++step) {
+    if (const int failed = lcmt_decoder_step(&search.step)) return failed;
+    decoder += seconds();
+#ifdef _OPENMP
+#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
+#endif
+    for (int thread = 0; thread < threads; ++thread)
+      for (i64 index = count * thread / threads; index < count * (thread + 1) / threads; ++index)
+        advance(search, index, search.step.logits + index * beam * search.vocab, benches[thread]);
+    const i64 left = leave(search, count);
+    const bool fewer = left < count;
+    count = left, search.step.rows = left * beam;
+    i64 tokens = 0;
+    for (i64 index = 0; index < count; ++index) tokens += search.step.lengths[index];
+    choosing += seconds();
+    if (fewer && count <= search.few_sentences && tokens <= search.few_tokens) break;
+  }
+  search.result[0] = double(count), search.result[1] = decoder, search.result[2] = choosing;
+  return 0;
+}
+
 }  // namespace
 
 extern "C" {
 int lcmt_search(const Search* call) {
-  try {
-    Search search = *call;
-    const i64 beam = search.step.beam, each = std::min(2 * beam, search.vocab);
-    i64 count = search.step.rows / beam;
-    const int threads = int(std::max<i64>(1, std::min(search.step.threads, count)));
-    std::vector<Bench> benches(threads);
-    for (Bench& bench : benches) {
-      bench.partition.resize(beam), bench.values.resize(each), bench.ids.resize(each);
-      bench.found.resize(beam * each);
-      bench.ancestors.resize(beam * search.step.ancestor_stride);
-    }
-    double decoder = 0, choosing = 0;
-    auto now = std::chrono::steady_clock::now();
-    auto seconds = [&] {
-      const auto before = now;
-      now = std::chrono::steady_clock::now();
-      return std::chrono::duration<double>(now - before).count();
-    };
-    for (i64 step = 0; step < search.steps && count; ++step) {
-      if (lcmt_decoder_step(&search.step)) return 1;
-      decoder += seconds();
-#ifdef _OPENMP
-#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
-#endif
-      for (int thread = 0; thread < threads; ++thread)
-        for (i64 index = count * thread / threads; index < count * (thread + 1) / threads; ++index)
-          advance(search, index, search.step.logits + index * beam * search.vocab, benches[thread]);
-      const i64 left = leave(search, count);
-      const bool fewer = left < count;
-      count = left, search.step.rows = left * beam;
-      i64 tokens = 0;
-      for (i64 index = 0; index < count; ++index) tokens += search.step.lengths[index];
-      choosing += seconds();
-      if (fewer && count <= search.few_sentences && tokens <= search.few_tokens) break;
-    }
-    search.result[0] = double(count), search.result[1] = decoder, search.result[2] = choosing;
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
-  return 0;
+  return attempt([&] { return run(*call); });
 }
 
 void lcmt_read_search(const Reading* call) {

@@ -4,6 +4,7 @@
 #include <omp.h>
 #endif
 
+#include "memory.h"
 #include "taps.h"
 
 // One call, as the Python side describes it. Strides count elements; the ring is contiguous.
@@ -100,11 +101,15 @@ struct Step {
   void run() const {
     const A* shared = call.dynamic ? nullptr : taps_of(0);
     [[maybe_unused]] const i64 read = call.rows * call.time * call.width * call.channels * i64(sizeof(S));
+    Guard guard;
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static) num_threads(int(call.threads)) if (read > kWorthThreads)
 #endif
     for (i64 row = 0; row < call.rows; ++row)
-      for (i64 time = 0; time < call.time; ++time)
-        position(row, time, call.dynamic ? taps_of(row * call.time + time) : shared);
+      guard([&] {
+        for (i64 time = 0; time < call.time; ++time)
+          position(row, time, call.dynamic ? taps_of(row * call.time + time) : shared);
+      });
+    guard.check();
   }
 };
