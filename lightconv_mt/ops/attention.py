@@ -13,7 +13,7 @@ from torch import Tensor
 from lightconv_mt.ops.dispatch import Backend, choose
 from lightconv_mt.ops.library import NO_MEMORY, load_library
 from lightconv_mt.ops.native import KERNEL_TYPES, rows
-from lightconv_mt.ops.register import register_op
+from lightconv_mt.ops.register import refuse_second_derivative, register_op
 
 _CALL = struct.Struct("=10Q12q9qd")  # `Call` of csrc/attention.cpp
 
@@ -46,20 +46,38 @@ def attention(
         (B, H, T, D), in memory as (B, T, H, D) from the C++ kernel.
 
     Raises:
-        ValueError: when a mask of dropout cannot number the weights.
+        ValueError: when a mask of dropout cannot number the weights, or, from the C++ kernel,
+            when shapes or types do not fit.
     """
     if choose(backend, query) is not Backend.native:
         visible = None if mask is None else mask[:, None, None, :]
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=visible, is_causal=causal, dropout_p=dropout
         )
+    _check(query, key, value, mask)
     if dropout and query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2] >= 2**32:
         raise ValueError(
             f"attention of {tuple(query.shape)} to {key.shape[2]} has more weights than a mask "
-            f"of dropout can number (2^32)"
+            f"of dropout can number (2^32); make the batch smaller"
         )
     mixed: Tensor = _kernel(query, key, value, mask, causal, dropout, seed)[0]
     return mixed.transpose(1, 2)
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+    """C++ takes addresses: what does not fit would be read beyond its end."""
+    batch, heads, _, size = query.shape
+    sources = (batch, heads, key.shape[2], size)
+    if not (key.shape == value.shape == sources and query.dtype is key.dtype is value.dtype):
+        raise ValueError(
+            f"attention: key {tuple(key.shape)} {key.dtype} and value {tuple(value.shape)} "
+            f"{value.dtype} must be {sources} {query.dtype} for query {tuple(query.shape)}"
+        )
+    if mask is not None and (mask.shape != (batch, sources[2]) or mask.dtype is not torch.bool):
+        raise ValueError(
+            f"attention: the mask is {tuple(mask.shape)} {mask.dtype} "
+            f"but must be {(batch, sources[2])} torch.bool"
+        )
 
 
 def _run(
@@ -184,6 +202,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    refuse_second_derivative("attention")
     return *_backward_kernel(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
 

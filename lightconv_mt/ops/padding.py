@@ -40,4 +40,4 @@ class _ZeroPadding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _kept_bits(grad, ctx.mask), None
+        return _ZeroPadding.apply(grad, ctx.mask), None  # type: ignore[no-untyped-call]

@@ -56,6 +56,16 @@ def register_op(
     return getattr(torch.ops.lightconv_mt, name).default
 
 
+def refuse_second_derivative(op: str) -> None:
+    """To be called where an op is differentiated: nobody would notice that the next one is zero.
+
+    Raises:
+        RuntimeError: when that derivative shall be differentiated (`create_graph=True`).
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{op} has no second derivative; take Backend.reference, which has")
+
+
 def _shape(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -89,6 +99,7 @@ def _register_convolution(
     )
 
     def differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative(kind)
         return *gradients(grad_y, *ctx.saved_tensors, *ctx.options), *[None] * len(ctx.options)
 
     torch.library.register_autograd(f"lightconv_mt::{kind}", differentiate, setup_context=_remember)

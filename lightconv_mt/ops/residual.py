@@ -11,7 +11,7 @@ from lightconv_mt.ops.dispatch import COMPILED, Backend, choose
 from lightconv_mt.ops.library import NO_MEMORY, load_library
 from lightconv_mt.ops.masks import keep_mask
 from lightconv_mt.ops.native import KERNEL_TYPES
-from lightconv_mt.ops.register import register_op, triton_function
+from lightconv_mt.ops.register import refuse_second_derivative, register_op, triton_function
 
 # `Call` of csrc/residual.cpp, and its pointers.
 _CALL = struct.Struct("=12Q7q2d")
@@ -264,6 +264,7 @@ def _remember_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _differentiate_norm(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    refuse_second_derivative("residual_norm")
     grads = _norm_backward_kernel(grad, *ctx.saved_tensors, ctx.dropout, ctx.seed, ctx.dtype)
     return *grads, None, None, None
 

@@ -10,6 +10,8 @@ from functools import cache
 
 import torch
 
+from lightconv_mt.errors import ConfigError
+
 WIDTH_CLASSES = (4, 8, 16, 32, 255)
 # Upper ends of small and middling inputs, in positions of all sentences.
 SIZE_CLASSES = (512, 8192)
@@ -120,7 +122,16 @@ def tiling_of(
 def choose_launch(
     kernel: str, *, width: int, cols: int, itemsize: int, positions: int, architecture: str
 ) -> Launch:
-    """The launch of a kernel for a width, columns of a program and positions of all sentences."""
+    """The launch of a kernel for a width, columns of a program and positions of all sentences.
+
+    Raises:
+        ConfigError: when the kernel is wider than the compiled ones are checked for.
+    """
+    if width > WIDTH_CLASSES[-1]:
+        raise ConfigError(
+            f"the Triton kernels have widths up to {WIDTH_CLASSES[-1]}, not {width}; "
+            f"set runtime.kernels=torch"
+        )
     width_class = next(end for end in WIDTH_CLASSES if width <= end)
     size_class = sum(positions > end for end in SIZE_CLASSES)
     tiling = tiling_of(kernel, architecture, width_class, cols, size_class)

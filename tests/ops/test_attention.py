@@ -152,3 +152,13 @@ def test_more_weights_than_a_mask_can_number_are_refused() -> None:
     query = torch.empty(1, 1, 1, 4).expand(1, 1, 2**17, 4)
     with pytest.raises(ValueError, match="more weights than a mask"):
         native(query, query, query, None, dropout=0.1)
+
+
+def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
+    query, key = torch.randn(2, 4, 3, 8), torch.randn(2, 4, 5, 8)
+    for wrong in (key[:1], key[:, :2], key[..., :4], key.bfloat16()):
+        with pytest.raises(ValueError, match=r"must be \(2, 4, \d, 8\) torch.float32"):
+            native(query, wrong, wrong, None)
+    for mask in (torch.ones(2, 5), torch.ones(1, 5).bool(), torch.ones(2, 4).bool()):
+        with pytest.raises(ValueError, match=r"the mask is .* but must be \(2, 5\) torch.bool"):
+            native(query, key, key, mask)

@@ -39,6 +39,12 @@ def test_gradient_is_zero_at_padding_and_itself_elsewhere(dtype: torch.dtype) ->
     assert torch.equal(x.grad, grad.masked_fill(~mask[..., None], 0.0))
 
 
+def test_second_gradient_is_zero_at_padding_too() -> None:
+    mask = torch.tensor([[True, True, False]])
+    x = torch.randn(1, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: zero_padding(x, mask).square(), (x,))
+
+
 def test_compiled_gives_the_same() -> None:
     x, mask = example(torch.float32)
     compiled = torch.compile(zero_padding, backend="aot_eager", fullgraph=True)

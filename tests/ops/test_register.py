@@ -7,7 +7,9 @@ import torch
 from cpp_kernels import cpu_backends
 
 from lightconv_mt.ops import Backend, dynamicconv, lightconv
+from lightconv_mt.ops.attention import attention
 from lightconv_mt.ops.register import dynamicconv_kernel, lightconv_kernel
+from lightconv_mt.ops.residual import residual_norm
 
 if Backend.native not in cpu_backends():
     pytest.skip("no C++ compiler", allow_module_level=True)
@@ -75,3 +77,23 @@ def test_input_and_weight_may_differ_in_type(
     for ours, expected in zip(*results, strict=True):
         assert ours.dtype is expected.dtype
         torch.testing.assert_close(ours, expected, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("name", ["lightconv", "dynamicconv", "attention", "residual_norm"])
+def test_a_second_derivative_is_refused_and_never_zero(name: str) -> None:
+    x = torch.randn(1, 5, 4, requires_grad=True)
+    weight = torch.randn((1, 5, 2, 3) if name == "dynamicconv" else (2, 3), requires_grad=True)
+    vector, heads = torch.ones(4, requires_grad=True), x.unflatten(-1, (2, 2)).transpose(1, 2)
+    y = {
+        "lightconv": lambda: lightconv(x, weight, padding_left=1, backend=Backend.native),
+        "dynamicconv": lambda: dynamicconv(x, weight, padding_left=1, backend=Backend.native),
+        "attention": lambda: attention(heads, heads, heads, None, backend=Backend.native),
+        "residual_norm": lambda: residual_norm(
+            *(x, x, vector, vector),
+            **{"eps": 1e-5, "dropout": 0.0, "seed": 1},
+            backend=Backend.native,
+        ),
+    }[name]()
+    torch.autograd.grad(y.sum(), x, retain_graph=True)
+    with pytest.raises(RuntimeError, match=f"{name} has no second derivative"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)

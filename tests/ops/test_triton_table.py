@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightconv_mt.errors import ConfigError
 from lightconv_mt.ops import triton_table as table
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "tune_kernels.py"
@@ -28,6 +29,15 @@ def test_every_call_has_a_launch(kernel: str) -> None:
             assert value == table.power_of_two(value)
         assert 1 <= launch.taps <= width
         assert launch.warps <= 16
+
+
+def test_a_wider_kernel_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ConfigError, match=r"up to 255, not 256; set runtime\.kernels=torch"):
+        table.choose_launch(
+            "lightconv_forward",
+            **{"width": 256, "cols": 64, "itemsize": 4, "positions": 9},
+            architecture="sm_90",
+        )
 
 
 def test_a_measured_launch_wins(monkeypatch: pytest.MonkeyPatch) -> None:
