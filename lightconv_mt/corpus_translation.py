@@ -23,6 +23,7 @@ from lightconv_mt.assemble import start_runtime
 from lightconv_mt.config import RuntimeConfig, TranslateConfig, load_run_config
 from lightconv_mt.data.chunks import (
     ChunkWriter,
+    Stored,
     is_joined,
     join_chunks,
     stored_chunks,
@@ -55,6 +56,7 @@ FREE_KEYS = (
     *("runtime.threads", "runtime.keep_memory", "runtime.parallel", "runtime.timeout_seconds"),
 )
 STARTED = "started.json"
+WHOLE = "chunks"  # says how many there are, once all are
 SECONDS_BETWEEN_NEWS = 60.0
 
 
@@ -117,16 +119,27 @@ def _open_folder(config: TranslateConfig, folder: Path, held: ExitStack) -> bool
     except ValueError as error:
         raise DataError(f"{started} is damaged; remove {folder} to start anew") from error
     check_same(folder, then, now, free=FREE_KEYS, name="output")
-    stored, output = stored_chunks(folder), Path(str(config.output))
-    if output.is_file() and stored and is_joined(stored, output):
+    stored, outputs = stored_chunks(folder), outputs_of(config)
+    made = _made_outputs(folder, stored, outputs)
+    if len(made) == len(outputs):
         # It was interrupted when all was done but this.
         remove_folder(folder)
-        logger.info("%s is finished; nothing to do", output)
+        logger.info("%s is finished; nothing to do", config.output)
         return True
-    check_outputs(config)
+    check_outputs(config, made=made)
     lines = total_counts(stored.values()).get("lines", 0)
     logger.info("going on after %s lines that are done", f"{lines:,}")
     return False
+
+
+def _made_outputs(
+    folder: Path, stored: dict[int, Stored], outputs: Sequence[str | None]
+) -> list[str | None]:
+    """The outputs that were joined already; before all chunks are done an older one may seem so."""
+    whole = folder / WHOLE
+    if not whole.exists() or whole.read_text() != str(len(stored)):
+        return []
+    return [name for place, name in enumerate(outputs) if is_joined(stored, Path(str(name)), place)]
 
 
 def _translate_share(config: TranslateConfig, folder: Path, distributed: Distributed) -> int:
@@ -228,6 +241,7 @@ def _finish(config: TranslateConfig, folder: Path, num_chunks: int) -> None:
     """Join the chunks, say what happened to their lines, and drop the folder."""
     stored = stored_chunks(folder)
     assert sorted(stored) == list(range(num_chunks)), (len(stored), num_chunks)
+    replace_text(folder / WHOLE, str(num_chunks))
     join_chunks(stored, [Path(str(name)) for name in outputs_of(config)])
     report = TranslationReport(**total_counts(stored.values()))
     logger.info("translated: %s", report.text)

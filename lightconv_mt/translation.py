@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -80,8 +80,12 @@ def outputs_of(config: TranslateConfig) -> list[str | None]:
     return [config.output, *([config.alignments] if config.alignments is not None else [])]
 
 
-def check_outputs(config: TranslateConfig) -> None:
+def check_outputs(config: TranslateConfig, *, made: Collection[str | None] = ()) -> None:
     """Refuse an output that nothing can be, or that would replace something unasked.
+
+    Args:
+        config: of the command.
+        made: outputs that the same command, interrupted, has written.
 
     Raises:
         ConfigError: when it exists.
@@ -95,7 +99,7 @@ def check_outputs(config: TranslateConfig) -> None:
             raise DataError(f"cannot write {key}={path}: there is no folder {path.parent}")
         if path.exists() and not path.is_file():
             raise ConfigError(f"{key}={path} is no file; leave it out, or choose another one")
-        if path.exists() and not config.overwrite:
+        if path.exists() and not config.overwrite and name not in made:
             raise ConfigError(
                 f"{key}={path} exists; choose another one, or set overwrite=true to replace it"
             )

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from children import exit_code, start
@@ -194,9 +195,10 @@ def test_a_death_at_any_change_to_the_disk_loses_and_repeats_no_line(
     config: TranslateConfig, tmp_path: Path
 ) -> None:
     Path(str(config.input)).write_bytes(b"ba de\nfi go\n\nhu ka\nle\n")
-    expected = translated(config, "straight")
+    links = tmp_path / "links"
+    expected = translated(config, "straight", alignments=str(links))
     for change in itertools.count():
-        one = replace(config, output=f"{config.output}{change}")
+        one = replace(config, output=f"{config.output}{change}", alignments=f"{links}{change}")
         code = exit_code(start(partial(die_at_change, change), partial(translate, one)))
         if code == 0:
             break
@@ -205,6 +207,7 @@ def test_a_death_at_any_change_to_the_disk_loses_and_repeats_no_line(
             assert exit_code(start(partial(translate, one))) == 0
         assert is_finished(one)
         assert output_of(one) == expected, change
+        assert Path(str(one.alignments)).read_bytes() == links.read_bytes(), change
     assert change > 25
     # What was left behind by the last of them goes when their output is asked for again.
     assert list(tmp_path.glob(".*.tmp-*"))
@@ -293,6 +296,30 @@ def test_an_output_that_came_from_elsewhere_stays(
     assert output_of(config) == expected
     with pytest.raises(ConfigError, match="exists"):
         translate(config)
+
+
+def test_an_older_output_that_begins_like_the_new_one_is_not_taken_for_it(
+    config: TranslateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = translated(config, "straight")
+    config = replace(config, overwrite=True)
+    done = 2 * config.chunk_lines
+    Path(str(config.output)).write_bytes(b"".join(expected.splitlines(keepends=True)[:done]))
+    interrupt(config, monkeypatch, after=2)
+    assert translate(config) == 0
+    assert output_of(config) == expected
+
+
+def test_an_older_output_does_not_stand_for_alignments_that_are_missing(
+    config: TranslateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert translate(config) == 0
+    config = replace(config, alignments=str(tmp_path / "links"), overwrite=True)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(corpus_translation, "join_chunks", Mock(side_effect=Interrupted))
+        translate(config)
+    assert translate(config) == 0
+    assert (tmp_path / "links").read_bytes().count(b"\n") == 50
 
 
 def test_what_cannot_work_is_refused_at_once(config: TranslateConfig, tmp_path: Path) -> None:

@@ -145,13 +145,17 @@ def join_chunks(stored: dict[int, Stored], outputs: Sequence[Path]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def is_joined(stored: dict[int, Stored], output: Path) -> bool:
-    """Whether a file is what `join_chunks` made of all these chunks for its first output."""
+def is_joined(stored: dict[int, Stored], output: Path, place: int) -> bool:
+    """Whether a file is what `join_chunks` made of all these chunks for its output `place`."""
+    if not output.is_file():
+        return False
     order = [stored[number].chunk for number in sorted(stored)]
-    if output.stat().st_size != sum(chunk.sizes[0] for chunk in order):
+    if output.stat().st_size != sum(chunk.sizes[place] for chunk in order):
         return False
     with output.open("rb") as file:
-        return all(zlib.crc32(file.read(chunk.sizes[0])) == chunk.crc32s[0] for chunk in order)
+        return all(
+            zlib.crc32(file.read(chunk.sizes[place])) == chunk.crc32s[place] for chunk in order
+        )
 
 
 def total_counts(stored: Iterable[Stored]) -> dict[str, int]:

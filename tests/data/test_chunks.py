@@ -40,11 +40,15 @@ def test_parts_are_joined_in_the_order_of_their_chunks(tmp_path: Path) -> None:
     assert total_counts(stored.values()) == {"lines": 6, "odd": 4}
     assert joined(tmp_path) == EXPECTED
     assert not list(tmp_path.glob(".*"))
-    assert is_joined(stored, tmp_path / "first")
-    first = (tmp_path / "first").read_bytes()
-    for other in (first[:-1], b"Z" + first[1:], b"", first + b"\n"):
-        (tmp_path / "first").write_bytes(other)
-        assert not is_joined(stored, tmp_path / "first")
+    for place, name in enumerate(("first", "second")):
+        output = tmp_path / name
+        assert is_joined(stored, output, place)
+        content = output.read_bytes()
+        for other in (content[:-1], b"Z" + content[1:], b"", content + b"\n"):
+            output.write_bytes(other)
+            assert not is_joined(stored, output, place)
+        output.unlink()
+        assert not is_joined(stored, output, place)
 
 
 def test_any_torn_end_costs_no_whole_chunk(tmp_path: Path) -> None:
