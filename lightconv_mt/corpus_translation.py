@@ -105,21 +105,18 @@ def _translate_file(
 
 def _open_folder(config: TranslateConfig, folder: Path, held: ExitStack) -> bool:
     """Lock the folder, new or to be gone on with; returns whether the output is there already."""
-    now, started = _settings(config), folder / STARTED
+    now = _settings(config)
     for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.tmp-*"):
         shutil.rmtree(leftover)  # of one that was interrupted as its very last
-    if not started.exists():
+    if not stored_chunks(folder):
         check_outputs(config)
     held.enter_context(lock_run(folder, key="output", work="written"))
-    if not started.exists():
-        replace_text(started, json.dumps(now, indent=1))
-        return False
-    try:
-        then = json.loads(started.read_text())
-    except ValueError as error:
-        raise DataError(f"{started} is damaged; remove {folder} to start anew") from error
-    check_same(folder, then, now, free=FREE_KEYS, name="output")
     stored, outputs = stored_chunks(folder), outputs_of(config)
+    if not stored:
+        _start(folder, now)
+        return False
+    remedy = f"choose another output, or remove {folder}"
+    check_same(folder, _read_started(folder), now, free=FREE_KEYS, remedy=remedy)
     made = _made_outputs(folder, stored, outputs)
     if len(made) == len(outputs):
         # It was interrupted when all was done but this.
@@ -130,6 +127,28 @@ def _open_folder(config: TranslateConfig, folder: Path, held: ExitStack) -> bool
     lines = total_counts(stored.values()).get("lines", 0)
     logger.info("going on after %s lines that are done", f"{lines:,}")
     return False
+
+
+def _start(folder: Path, settings: dict[str, Any]) -> None:
+    """Begin anew in a folder without a chunk, whatever it was begun with before."""
+    for path in [*folder.glob("part-*"), folder / WHOLE]:
+        path.unlink(missing_ok=True)  # a process of before may not have ended yet
+    replace_text(folder / STARTED, json.dumps(settings, indent=1))
+
+
+def _read_started(folder: Path) -> dict[str, Any]:
+    """The settings that the chunks of a folder were made with.
+
+    Raises:
+        DataError: when they cannot be read.
+    """
+    try:
+        then = json.loads((folder / STARTED).read_text())
+    except (FileNotFoundError, ValueError):
+        then = None
+    if not isinstance(then, dict):
+        raise DataError(f"{folder / STARTED} is damaged; remove {folder} to start anew")
+    return then
 
 
 def _made_outputs(

@@ -25,7 +25,8 @@ def prepare_data(config: PrepareConfig) -> int:
     with lock_run(folder, key="out", work="filled"):
         try:
             if started.exists():
-                check_same(folder, read_yaml(started), to_plain(config), free=FREE_KEYS, name="out")
+                then, now = read_yaml(started), to_plain(config)
+                check_same(folder, then, now, free=FREE_KEYS, remedy="choose another out")
             else:
                 replace_text(started, to_yaml(config))
             if not finished.exists():

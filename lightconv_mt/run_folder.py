@@ -205,7 +205,7 @@ def check_same(
     now: dict[str, Any],
     *,
     free: tuple[str, ...],
-    name: str = "run_dir",
+    remedy: str = "choose another run_dir",
 ) -> None:
     """Refuse to go on in a folder with other values than it was started with.
 
@@ -214,7 +214,7 @@ def check_same(
         then: plain values that it was started with.
         now: those asked for.
         free: beginnings of the keys that may differ.
-        name: key of the folder.
+        remedy: what to do but repeat the command of before.
 
     Raises:
         ConfigError: naming the first key that differs, with both values.
@@ -224,7 +224,7 @@ def check_same(
         if new.get(key) != old.get(key) and not key.startswith(free):
             raise ConfigError(
                 f"{folder} was started with {key}={old.get(key)}, not {new.get(key)}; "
-                f"repeat its command, or choose another {name}"
+                f"repeat its command, or {remedy}"
             )
 
 

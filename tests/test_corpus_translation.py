@@ -267,7 +267,10 @@ def test_it_goes_on_with_the_same_settings_only(
     decode = replace(config.decode, beam_size=3)
     (tmp_path / "other").write_bytes(b"ba\n" + Path(str(config.input)).read_bytes())
     changes: list[tuple[dict[str, Any], str]] = [
-        ({"decode": decode}, r"decode\.beam_size=2, not 3; repeat its command, or choose another"),
+        (
+            {"decode": decode},
+            r"decode\.beam_size=2, not 3; repeat its command, or choose another output, or remove",
+        ),
         ({"chunk_lines": 4}, "chunk_lines=3, not 4"),
         ({"input": str(tmp_path / "other")}, r"sha256\.input=\w+, not \w+"),
         ({"run_dir": [str(write_toy_run(tmp_path / "two"))]}, r"sha256\.model=\['\w+'\], not"),
@@ -329,10 +332,27 @@ def test_what_cannot_work_is_refused_at_once(config: TranslateConfig, tmp_path: 
         translate(replace(config, output=str(tmp_path / "no" / "out")))
     with pytest.raises(DataError, match="cannot read /none: there is no such file"):
         translate(replace(config, input="/none"))
-    folder_of(config).mkdir()
-    (folder_of(config) / "started.json").write_text("{")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", None])
+def test_chunks_of_unknown_settings_are_not_gone_on_with(
+    config: TranslateConfig, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    interrupt(config, monkeypatch, after=2)
+    started = folder_of(config) / "started.json"
+    started.unlink()
+    if text is not None:
+        started.write_text(text)
     with pytest.raises(DataError, match=r"started\.json is damaged; remove .*out\.chunks"):
         translate(config)
+
+
+def test_a_command_that_came_to_no_chunk_can_be_corrected(config: TranslateConfig) -> None:
+    decode = replace(config.decode, alignments=True, attention_layer=99)
+    with pytest.raises(ConfigError, match="attention_layer"):
+        translate(replace(config, decode=decode, nbest_format=NbestFormat.jsonl))
+    assert translate(config) == 0
+    assert output_of(config) == translated(config, "straight")
 
 
 def test_a_folder_has_one_command_at_a_time(config: TranslateConfig) -> None:
