@@ -7,6 +7,7 @@ from math import inf, isfinite
 from lightconv_mt.errors import ConfigError
 
 MAX_BEAM_SIZE = 1024
+MAX_SEED = 2**32 - 1
 
 
 class LengthNormalization(Enum):
@@ -48,7 +49,7 @@ class DecodeConfig:
         temperature: of sampling, divides the log-probabilities; below 1 is surer of itself.
         top_k: sampling is among so many tokens; 0 is all.
         top_p: sampling is among the fewest tokens that hold this much of the probability.
-        seed: of sampling; an output is a function of seed, line number and rank.
+        seed: of sampling, 32 bits; an output is a function of seed, line number and rank.
         strict: no bit of an output depends on the batch. What does not run in C++, whose rows know
             nothing of each other, is computed for each sentence alone, which is slower.
         early_stop: a sentence is done once beam_size hypotheses have ended (fairseq's rule).
@@ -122,6 +123,8 @@ class DecodeConfig:
                 raise ConfigError(
                     f"decode.{key} is {getattr(self, key)}; give a number above 0{above}"
                 )
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(f"decode.seed is {self.seed}; give 0 to {MAX_SEED}")
         for key in ("length_penalty", "unk_penalty", "word_reward"):
             if not isfinite(getattr(self, key)):
                 raise ConfigError(f"decode.{key} is {getattr(self, key)}; give a finite number")

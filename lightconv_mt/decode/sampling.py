@@ -16,6 +16,7 @@ from lightconv_mt.decode.trace import Hypothesis, Trace
 from lightconv_mt.ops.masks import lowbias32
 
 BLOCK = 128  # tokens whose probabilities are summed up first
+GOLDEN = 0x9E3779B9  # odd, 2**32 over the golden ratio: spreads numbers that are near
 
 
 def sample(
@@ -128,7 +129,9 @@ def _draw_among_all(logp: Tensor, uniform: Tensor, temperature: float) -> Tensor
 def _uniform(seed: int, lines: Tensor, beam: int, position: int) -> Tensor:
     """(B x beam,) float64 in (0, 1), a hash of its place."""
     ranks = torch.arange(beam, device=lines.device)
-    word = lowbias32((lines ^ seed) & 0xFFFFFFFF)[:, None]
+    # Hashed alone, not from 0: seeds that are near share no draws on lines that are near.
+    key = lowbias32((torch.full_like(lines, seed) + GOLDEN) & 0xFFFFFFFF)
+    word = lowbias32((lines & 0xFFFFFFFF) ^ key)[:, None]
     word = lowbias32(word ^ ranks)
-    word = lowbias32((word + position * 0x9E3779B9) & 0xFFFFFFFF)
+    word = lowbias32((word + position * GOLDEN) & 0xFFFFFFFF)
     return ((word.double() + 0.5) / 2**32).flatten()

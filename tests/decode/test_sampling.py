@@ -8,7 +8,7 @@ import torch
 from table_model import IDS, TableModel
 
 from lightconv_mt.decode.config import DecodeConfig
-from lightconv_mt.decode.sampling import draw, sample
+from lightconv_mt.decode.sampling import _uniform, draw, sample
 from lightconv_mt.decode.trace import Hypothesis
 from lightconv_mt.errors import ConfigError
 
@@ -60,6 +60,15 @@ def test_an_output_depends_on_its_line_and_seed_alone() -> None:
         assert drawn([sentence], [place], beam_size=4, nbest=4) == [together[place]]
     assert together[0] != together[2]  # the same sentence on another line
     assert drawn([5], [0], beam_size=4, nbest=4, seed=2) != [together[0]]
+
+
+def test_no_two_lines_of_any_two_seeds_share_a_draw() -> None:
+    lines = torch.arange(64)
+    seeds = [*range(16), 2**32 - 1]
+    drawn = torch.cat([_uniform(seed, lines, 2, 0) for seed in seeds])
+    assert len(drawn.unique()) == len(seeds) * 128
+    assert drawn.min() > 1e-5 and drawn.max() < 1 - 1e-5
+    assert drawn.mean() == pytest.approx(0.5, abs=0.03)
 
 
 def test_draws_keep_to_the_likeliest() -> None:

@@ -192,6 +192,8 @@ def test_any_text_survives_the_tokenizer(thorough: bool) -> None:
         ({"length_penalty": float("nan")}, "length_penalty is nan"),
         ({"unk_penalty": float("inf")}, "unk_penalty is inf"),
         ({"no_repeat_ngram_size": -2}, "no_repeat_ngram_size is -2"),
+        ({"seed": -1}, "seed is -1; give 0 to 4294967295"),
+        ({"seed": 2**32}, "seed is 4294967296; give 0 to 4294967295"),
     ],
 )
 def test_impossible_searches_are_refused(values: dict[str, float], message: str) -> None:
