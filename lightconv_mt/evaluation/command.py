@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def evaluate(config: EvalConfig) -> int:
     """Do what the configuration asks for; returns the exit code."""
     start_runtime(config.runtime)
-    _check_folders(config)
+    _check_writable(config)
     data = read_test_data(config)
     if config.score:
         _evaluate_likelihood(config, data)
@@ -33,12 +33,14 @@ def evaluate(config: EvalConfig) -> int:
     return 0
 
 
-def _check_folders(config: EvalConfig) -> None:
-    """Raise DataError, before anything is translated, when a file to write has no folder."""
+def _check_writable(config: EvalConfig) -> None:
+    """Raise DataError, before anything is translated, for what no file can be written as."""
     for path in [*config.output, *([config.json] if config.json is not None else [])]:
         folder = Path(path).parent
         if not folder.is_dir():
             raise DataError(f"cannot write {path}: there is no folder {folder}; make it first")
+        if Path(path).exists() and not Path(path).is_file():
+            raise DataError(f"cannot write {path}: it is no file; choose another path")
 
 
 def _evaluate_likelihood(config: EvalConfig, data: TestData) -> None:

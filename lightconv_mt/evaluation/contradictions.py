@@ -1,6 +1,7 @@
 """What keys of lcmt-eval cannot be given together; needs no torch."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
 
 def contradiction(config: "EvalConfig") -> str | None:
     """The first thing wrong between keys and what to do about it; None where nothing is."""
-    checks = (_systems, _data, _scoring, _likelihood)
+    checks = (_systems, _data, _files, _scoring, _likelihood)
     return next((message for check in checks for message in check(config)), None)
 
 
@@ -49,6 +50,22 @@ def _data(config: "EvalConfig") -> Iterator[str]:
         yield "src needs references; give ref=FILE, or use lcmt-translate to translate only"
     if config.run_dir and config.ref and config.src is None:
         yield "ref needs the source to translate; give src=FILE as well"
+
+
+def _files(config: "EvalConfig") -> Iterator[str]:
+    """What is written, and over what."""
+    named = [("src", config.src), *(("ref", path) for path in config.ref)]
+    named += [("hyp", path) for path in config.hyp]
+    taken = {Path(path).resolve(): (key, path) for key, path in named if path is not None}
+    written = [*(("output", path) for path in config.output), ("json", config.json)]
+    for key, path in written:
+        if path is None:
+            continue
+        place = Path(path).resolve()
+        if place in taken:
+            other, name = taken[place]
+            yield f"{key}={path} would overwrite {other}={name}; give {key} another file"
+        taken[place] = key, path
 
 
 def _scoring(config: "EvalConfig") -> Iterator[str]:

@@ -170,3 +170,11 @@ def test_what_cannot_be_written_is_said_before_the_work(refused: Callable[[str],
     message = "cannot write none/x: there is no folder none; make it first"
     assert message in refused("hyp=a ref=ref json=none/x")
     assert message in refused("run_dir=nowhere output=none/x")
+    assert "cannot write .: it is no file; choose another" in refused("hyp=a ref=ref json=.")
+
+
+def test_what_is_read_is_not_written_over(refused: Callable[[str], str], folder: Path) -> None:
+    (folder / "link").symlink_to("ref")
+    assert "json=link would overwrite ref=ref; give json" in refused("hyp=a ref=ref json=link")
+    assert "json=ref would overwrite ref=link; give json" in refused("hyp=a ref=link json=ref")
+    assert (folder / "ref").read_text(encoding="utf-8").splitlines() == REFERENCES
