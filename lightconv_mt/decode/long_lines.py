@@ -21,7 +21,8 @@ class LongLines(Enum):
 
 
 # A sentence ends behind its mark and what closes it; East Asian marks need no space after them.
-_SENTENCE_END = re.compile(r"[.?!]+[\"')\]}»”’]*\s+|[。！？]+[」』”’）]*\s*")
+# Each place is looked at once, however long a run of marks: no second try from within one.
+_SENTENCE_END = re.compile(r"(?<![.?!])[.?!]++[\"')\]}»”’]*+\s++|[。！？]++[」』”’）]*+\s*+")
 _SPACE = re.compile(r"\s+")
 # Thai, Lao, Tibetan, Burmese, Khmer; Chinese and Japanese with their punctuation; full-width forms.
 _WITHOUT_SPACES = re.compile(

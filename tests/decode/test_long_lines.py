@@ -43,6 +43,12 @@ def test_lines_are_cut_at_sentences_then_spaces_then_anywhere(
     assert cut_line(line, characters, limit) == list(zip(parts, characters(parts), strict=True))
 
 
+@pytest.mark.parametrize("run", ["." * 200_000, "?!." * 60_000, "." * 100_000 + ")" * 100_000])
+def test_a_long_run_of_marks_takes_no_longer_than_its_length(run: str) -> None:
+    line = f"So{run}x end. End"  # minutes, if each mark were tried with all behind it
+    assert [text for text, _ in cut_line(line, characters, len(line))] == [line[:-4], "End"]
+
+
 lines_of_all_kinds = st.lists(
     st.text(alphabet="ab.?! \u3000。é語", max_size=60), min_size=1, max_size=5
 )
