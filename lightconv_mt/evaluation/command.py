@@ -24,7 +24,7 @@ def evaluate(config: EvalConfig) -> int:
     if config.score:
         _evaluate_likelihood(config, data)
         return 0
-    check_scoring(config)
+    check_scoring(config, data)
     collect = read_systems if config.hyp else translate_systems
     found = score_systems(config, data, [*collect(config, data)])
     _show(report_text(found, config.significance))

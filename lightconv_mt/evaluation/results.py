@@ -9,7 +9,7 @@ from lightconv_mt.evaluation.data import TestData
 from lightconv_mt.evaluation.lengths import Bucket, bucket_scores, length_buckets
 from lightconv_mt.evaluation.systems import System
 from lightconv_mt.evaluation.worst import Worst, worst_sentences
-from lightconv_mt.paper_scoring import moses_tokenizer, paper_metrics
+from lightconv_mt.paper_scoring import paper_metrics
 from lightconv_mt.scoring import Score, build_metric, build_metrics, joined_warnings, score_by
 from lightconv_mt.significance import check_seed, compare
 
@@ -49,14 +49,11 @@ class Results:
     unit: str
 
 
-def check_scoring(config: EvalConfig) -> None:
+def check_scoring(config: EvalConfig, data: TestData) -> None:
     """Raise ConfigError, before anything is translated, for what scoring would stumble over."""
-    if config.paper_scoring:
-        moses_tokenizer("en")
     check_seed()
-    for metric in config.metrics:
-        if metric.name.startswith("rouge"):
-            build_metric(metric.name)
+    with joined_warnings():
+        _metrics(config, data)
 
 
 def score_systems(config: EvalConfig, data: TestData, systems: Sequence[System]) -> Results:

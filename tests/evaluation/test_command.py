@@ -4,10 +4,12 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from lightconv_mt import cli
+from lightconv_mt.evaluation import command
 from lightconv_mt.scoring import score
 
 REFERENCES = [f"Der Hund Nummer {n} läuft über die Wiese und bellt." for n in range(20)]
@@ -178,3 +180,10 @@ def test_what_is_read_is_not_written_over(refused: Callable[[str], str], folder:
     assert "json=link would overwrite ref=ref; give json" in refused("hyp=a ref=ref json=link")
     assert "json=ref would overwrite ref=link; give json" in refused("hyp=a ref=link json=ref")
     assert (folder / "ref").read_text(encoding="utf-8").splitlines() == REFERENCES
+
+
+def test_a_tokenizer_that_does_not_exist_is_said_before_the_work(
+    refused: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "read_systems", Mock(side_effect=AssertionError))
+    assert "tokenize is 'foo'; choose from" in refused("hyp=a ref=ref tokenize=foo")
