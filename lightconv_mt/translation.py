@@ -141,6 +141,8 @@ def _open_output(path: str | None) -> Iterator[BinaryIO]:
         with temporary.open("wb") as file:
             yield file
         temporary.replace(target)
+    except BrokenPipeError:
+        raise  # of standard output beside it: a file has no reader to lose
     except OSError as error:
         raise DataError(f"cannot write {target}: {error.strerror}") from error
     finally:

@@ -338,9 +338,15 @@ def test_control_c_ends_a_translation_quietly(run_dir: Path) -> None:
     assert b"Traceback" not in err and b"error" not in err
 
 
-def test_nobody_reading_is_no_error_to_shout_about(run_dir: Path) -> None:
+@pytest.mark.parametrize("alignments", [False, True])
+def test_nobody_reading_is_no_error_to_shout_about(
+    run_dir: Path, tmp_path: Path, alignments: bool
+) -> None:
+    words = [f"run_dir={run_dir}", *SHORT, "chunk_lines=1"]
+    if alignments:
+        words.append(f"alignments={tmp_path / 'links'}")
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "translate", f"run_dir={run_dir}", *SHORT, "chunk_lines=1"],
+        [sys.executable, "-c", PROGRAM, "translate", *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -353,7 +359,9 @@ def test_nobody_reading_is_no_error_to_shout_about(run_dir: Path) -> None:
     process.stdout.close()
     process.stdin.close()
     assert process.wait(60) == 141
-    assert b"Traceback" not in process.stderr.read()
+    said = process.stderr.read()
+    assert b"Traceback" not in said and b"error" not in said
+    assert not list(tmp_path.iterdir())
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
