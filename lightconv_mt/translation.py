@@ -7,6 +7,7 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import BinaryIO
 
@@ -110,7 +111,10 @@ def format_translation(number: int, translation: Translation, config: TranslateC
     if config.nbest_format is NbestFormat.text:
         text = f"{translation.text}\n"
     elif config.nbest_format is NbestFormat.jsonl:
-        nbest = [{"text": text, "score": points} for text, points in translation.nbest]
+        nbest = [
+            {"text": text, "score": points if isfinite(points) else None}  # JSON has no infinity
+            for text, points in translation.nbest
+        ]
         found = {"line": number, "nbest": nbest, **translation.notes}
         text = json.dumps(found, ensure_ascii=False) + "\n"
     else:
