@@ -94,7 +94,9 @@ def _comparisons(results: Sequence[Result]) -> Iterator[str]:
             score = result.scores[place]
             p = "baseline"
             if score.p_value is not None:
-                p = f"{score.p_value:.4f}{' *' if score.p_value < 0.05 else '  '}"
+                # SacreBLEU's p is small, too, where there is no difference at all.
+                differs = score.p_value < 0.05 and score.value != first.value
+                p = f"{score.p_value:.4f}{' *' if differs else '  '}"
             interval = f"{score.mean:.2f} ± {score.interval:.2f}"
             rows.append([result.system.name, f"{score.value:.2f}", interval, p])
         yield f"{first.name} {first.signature}\n{_table(rows)}"

@@ -102,6 +102,13 @@ def test_several_systems_are_a_table_a_metric(evaluated: Callable[[str], str]) -
     )
 
 
+def test_a_system_of_equal_score_has_no_star(evaluated: Callable[[str], str], folder: Path) -> None:
+    (folder / "same").write_bytes((folder / "a").read_bytes())
+    table = evaluated("hyp=[a,same,ref] ref=ref metrics=chrf resamples=100").splitlines()
+    assert [line.split()[0] for line in table[3:5]] == ["same", "ref"]
+    assert [line.endswith(" *") for line in table[3:5]] == [False, True]
+
+
 def test_confidence_stands_beside_the_score(evaluated: Callable[[str], str]) -> None:
     printed = evaluated("hyp=a ref=ref metrics=chrf confidence=true resamples=50")
     (expected,) = score(FIRST, [REFERENCES], metrics=["chrf"], resamples=50)
