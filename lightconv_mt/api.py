@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightconv_mt.assemble import load_translator
-from lightconv_mt.config import RuntimeConfig
+from lightconv_mt.config import RuntimeConfig, check_source_tokens
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.long_lines import LongLines
 from lightconv_mt.decode.translator import TargetScore, Translation
 from lightconv_mt.decode.translator import Translator as LineTranslator
-from lightconv_mt.errors import ConfigError
+from lightconv_mt.errors import ConfigError, DataError
 from lightconv_mt.typed import build_typed, to_plain
 
 
@@ -57,6 +57,7 @@ class Translator:
             raise ConfigError(
                 f"long_lines is {long_lines!r}; choose one of {', '.join(LongLines.__members__)}"
             )
+        check_source_tokens(max_source_tokens)
         cut = None if long_lines is None else LongLines[long_lines]
         names = [*map(str, folders)]
         return cls(load_translator(names, checkpoint, runtime, max_source_tokens, cut))
@@ -84,7 +85,9 @@ class Translator:
 
         Raises:
             ConfigError: when an option does not exist or has a wrong value.
+            DataError: when lines and prefixes differ in number.
         """
+        _check_lists(lines, lines if prefixes is None else prefixes, name="prefixes")
         plain = {**to_plain(DecodeConfig()), **options}
         config = build_typed(DecodeConfig, plain, registers={})
         return self._translator.translate(
@@ -92,5 +95,21 @@ class Translator:
         )
 
     def score(self, lines: Sequence[str], targets: Sequence[str]) -> list[TargetScore]:
-        """How likely the model finds given translations, one for each sentence."""
+        """How likely the model finds given translations, one for each sentence.
+
+        Raises:
+            DataError: when lines and targets differ in number.
+        """
+        _check_lists(lines, targets, name="targets")
         return self._translator.score(lines, targets)
+
+
+def _check_lists(lines: Sequence[str], others: Sequence[str], *, name: str) -> None:
+    """Raise DataError unless both are lists, with one of `others`, called `name`, for each line."""
+    for key, texts in (("lines", lines), (name, others)):
+        if isinstance(texts, str):
+            raise DataError(f"{key} is a single text; give a list of texts")
+    if len(others) != len(lines):
+        raise DataError(
+            f"there are {len(lines):,} lines but {len(others):,} {name}; give one for each line"
+        )

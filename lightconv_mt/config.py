@@ -230,7 +230,7 @@ class TranslateConfig:
             _check_run_dir(folder)
         _check_checkpoint(self.checkpoint)
         _check_positive(self, "max_tokens", "chunk_lines")
-        _check_source_tokens(self)
+        check_source_tokens(self.max_source_tokens)
         _check_not_compiled(self, "lcmt-translate")
         if self.nbest_format is NbestFormat.text and self.decode.nbest > 1:
             raise ConfigError(
@@ -290,7 +290,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         _check_checkpoint(self.checkpoint)
         _check_positive(self, "max_tokens", "latency_sentences")
-        _check_source_tokens(self)
+        check_source_tokens(self.max_source_tokens)
         _check_not_compiled(self, "lcmt-eval")
         found = contradiction(self)
         if found is not None:
@@ -305,6 +305,14 @@ def to_typed(root: type[Root], plain: dict[str, Any]) -> Root:
             that contradict each other.
     """
     return build_typed(root, plain, registers=REGISTERS)
+
+
+def check_source_tokens(limit: int | None) -> None:
+    """Raise ConfigError for a `max_source_tokens` that leaves no room for a source."""
+    if limit is not None and limit < 2:
+        raise ConfigError(
+            f"max_source_tokens is {limit}; give 2 or more, of which EOS is one, or null"
+        )
 
 
 def load_run_config(run_dir: str | Path) -> TrainRunConfig:
@@ -344,14 +352,6 @@ def _check_positive(config: TranslateConfig | EvalConfig, *keys: str) -> None:
     for key in keys:
         if getattr(config, key) < 1:
             raise ConfigError(f"{key} is {getattr(config, key)}; give 1 or more")
-
-
-def _check_source_tokens(config: TranslateConfig | EvalConfig) -> None:
-    limit = config.max_source_tokens
-    if limit is not None and limit < 2:
-        raise ConfigError(
-            f"max_source_tokens is {limit}; give 2 or more, of which EOS is one, or null"
-        )
 
 
 def _check_not_compiled(config: TranslateConfig | EvalConfig, command: str) -> None:

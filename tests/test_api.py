@@ -1,0 +1,43 @@
+"""Translation from Python: what it refuses; what it gives is in test_end_to_end."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from toy_run import write_toy_run
+
+from lightconv_mt.api import Translator
+from lightconv_mt.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_run(tmp_path_factory.mktemp("toy") / "run")
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_each_line_has_one_prefix_and_one_target(run_dir: Path, number: int) -> None:
+    translator, others = Translator.load(run_dir, device="cpu"), ["ba"] * number
+    with pytest.raises(DataError, match=f"there are 2 lines but {number} prefixes; give one for"):
+        translator.translate(["ba", "de"], prefixes=others)
+    with pytest.raises(DataError, match=f"there are 2 lines but {number} targets; give one for"):
+        translator.score(["ba", "de"], others)
+
+
+@pytest.mark.parametrize(
+    ("lines", "others", "message"),
+    [("ba", "de", "lines is a"), ("ba", ["de"], "lines is a"), (["ba"], "d", "s is a")],
+)
+def test_a_text_is_no_list_of_lines(
+    run_dir: Path, lines: Sequence[str], others: Sequence[str], message: str
+) -> None:
+    translator = Translator.load(run_dir, device="cpu")
+    for call in (translator.score, lambda one, two: translator.translate(one, prefixes=two)):
+        with pytest.raises(DataError, match=f"{message} single text; give a list of texts"):
+            call(lines, others)
+
+
+@pytest.mark.parametrize("limit", [-1, 0, 1])
+def test_a_source_has_room_for_a_token_and_its_end(run_dir: Path, limit: int) -> None:
+    with pytest.raises(ConfigError, match=f"max_source_tokens is {limit}; give 2 or more"):
+        Translator.load(run_dir, max_source_tokens=limit)
