@@ -244,7 +244,9 @@ class TranslateConfig:
                 "decode.alignments is true, but nothing would hold them; "
                 "give alignments=FILE or nbest_format=jsonl"
             )
-        if self.alignments is not None and self.alignments == self.output:
+        named = (path for path in (self.output, self.alignments) if path is not None)
+        written = [Path(path).resolve() for path in named]
+        if len({*written}) < len(written):
             raise ConfigError(
                 f"alignments and output are both {self.output}; give alignments another file"
             )

@@ -295,6 +295,7 @@ def test_every_mistake_gives_one_line_that_helps(line: str, message: str) -> Non
         ("translate", "run_dir=x decode=sampling decode.mbr=bleu", "decode.beam_size is 1"),
         ("translate", "run_dir=x decode.alignments=true", "give alignments=FILE or nbest_format"),
         ("translate", "run_dir=x alignments=y output=y", "alignments and output are both y"),
+        ("translate", "run_dir=x alignments=./y output=y", "alignments and output are both y"),
         ("translate", "run_dir=x runtime.compile=true", "lcmt-translate trains nothing; leave it"),
         ("translate", "run_dir=", "run_dir"),
         ("eval", "run_dir=x runtime.compile=true", "lcmt-eval trains nothing; leave it out"),
