@@ -323,6 +323,8 @@ def test_every_mistake_gives_one_line_that_helps(line: str, message: str) -> Non
         ("eval", "hyp=y ref=r score=true", "give one run_dir"),
         ("eval", "run_dir=[x,z] score=true", "give one run_dir"),
         ("eval", "run_dir=x score=true worst=3", "score=true translates nothing that worst"),
+        ("eval", "run_dir=x score=true runtime.precision=int8", "int8 could be of; set fp32 or"),
+        ("translate", "run_dir=x decode.temperature=0.8", "of sampling; set decode.sampling=true"),
         ("eval", "hyp=y ref=r significance=t", "one of bootstrap, randomization"),
     ],
 )

@@ -94,3 +94,8 @@ def _likelihood(config: "EvalConfig") -> Iterator[str]:
     for key in ("paper_scoring", "confidence", "by_length", "worst", "latency"):
         if getattr(config, key):
             yield f"score=true translates nothing that {key} could be of; leave out one of the two"
+    if config.runtime.precision.name == "int8":
+        yield (
+            "score=true translates nothing that runtime.precision=int8 could be of; "
+            "set fp32 or bf16"
+        )
