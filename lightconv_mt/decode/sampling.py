@@ -102,7 +102,7 @@ def draw(logp: Tensor, uniform: Tensor, config: DecodeConfig) -> Tensor:
         return _draw_among_all(logp, uniform, config.temperature)
     width = min(config.top_k or logp.shape[1], logp.shape[1])
     values, order = logp.topk(width) if config.top_k else logp.sort(dim=1, descending=True)
-    likely = (values.double() / config.temperature).softmax(-1)
+    likely = _likely(values.double(), config.temperature)
     before = likely.cumsum(-1) - likely
     likely = likely.masked_fill(before >= config.top_p, 0.0)
     cumulative = likely.cumsum(-1)
@@ -112,7 +112,7 @@ def draw(logp: Tensor, uniform: Tensor, config: DecodeConfig) -> Tensor:
 
 def _draw_among_all(logp: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     """As `draw`, from the whole distribution, without sorting it: first a block, then within it."""
-    likely = (logp / temperature).softmax(-1)
+    likely = _likely(logp, temperature)
     blocks = F.pad(likely, (0, -likely.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
     wanted = uniform[:, None] * ends[:, -1:]
@@ -124,6 +124,13 @@ def _draw_among_all(logp: Tensor, uniform: Tensor, temperature: float) -> Tensor
     rest = torch.minimum(wanted - begun, cumulative[:, -1:] * (1 - 1e-12))
     place = (cumulative <= rest).sum(-1, keepdim=True).clamp_(max=BLOCK - 1)
     return (block * BLOCK + place).squeeze(1)
+
+
+def _likely(logp: Tensor, temperature: float) -> Tensor:
+    """(N, V) probabilities at a temperature, however low or high."""
+    tiny = torch.finfo(logp.dtype).tiny  # beyond it and its inverse only NaN would be new
+    below = logp - logp.amax(-1, keepdim=True)
+    return (below / min(max(temperature, tiny), 1 / tiny)).softmax(-1)
 
 
 def _uniform(seed: int, lines: Tensor, beam: int, position: int) -> Tensor:

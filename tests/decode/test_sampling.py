@@ -110,6 +110,24 @@ def test_a_draw_from_all_is_by_their_probabilities(vocab: int) -> None:
     assert not found[::3].any()
 
 
+@pytest.mark.parametrize("top_k", [0, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_temperature_is_between_the_likeliest_and_all_alike(
+    top_k: int, dtype: torch.dtype
+) -> None:
+    logp = torch.tensor([[-2.0, -0.5, -inf, -1.5, -3.0]], dtype=dtype).expand(4, -1)
+    uniform = torch.tensor([0.1, 0.3, 0.6, 0.9], dtype=torch.float64)
+
+    def chosen(temperature: float) -> list[int]:
+        config = DecodeConfig(sampling=True, top_k=top_k, temperature=temperature)
+        return sorted(draw(logp, uniform, config).tolist())
+
+    for low in (1e-30, 1e-40, 5e-324):
+        assert chosen(low) == [1, 1, 1, 1]
+    for high in (1e30, 1e300, inf):
+        assert chosen(high) == [0, 1, 3, 4]
+
+
 def test_what_is_impossible_is_not_drawn() -> None:
     logp = torch.tensor([[-inf, 0.0, -inf], [-inf, -inf, -inf]])
     chosen = draw(logp, torch.tensor([0.999, 0.5], dtype=torch.float64), DecodeConfig())
