@@ -6,7 +6,7 @@ tokenisation goes in.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from sacrebleu.metrics.bleu import BLEU, BLEUScore, BLEUSignature
 
 from lightconv_mt.errors import ConfigError
-from lightconv_mt.scoring import Score, score_by
 
 if TYPE_CHECKING:
     from sacremoses import MosesTokenizer
@@ -23,33 +22,12 @@ if TYPE_CHECKING:
 _COMPOUND = re.compile(r"(\S)-(\S)", re.ASCII)
 
 
-def paper_scores(
-    hypotheses: Sequence[str],
-    references: Sequence[Sequence[str]],
-    *,
-    tgt_lang: str,
-    lowercase: bool = False,
-) -> list[Score]:
-    """Score a corpus as the papers before SacreBLEU did.
+def paper_metrics(tgt_lang: str, *, lowercase: bool = False) -> list["PaperBleu"]:
+    """BLEU of Moses' words, as the papers before SacreBLEU have it, and with compounds split.
 
     Args:
-        hypotheses: one detokenised line a sentence.
-        references: one or more streams of as many lines.
         tgt_lang: language code, of Moses' word rules.
         lowercase: regardless of case.
-
-    Returns:
-        BLEU of Moses' words, and the same with compounds split.
-
-    Raises:
-        ConfigError: when sacremoses is not installed.
-        DataError: when line counts differ or there is nothing to score.
-    """
-    return score_by(paper_metrics(tgt_lang, lowercase=lowercase), hypotheses, references)
-
-
-def paper_metrics(tgt_lang: str, *, lowercase: bool = False) -> list["PaperBleu"]:
-    """The two metrics of `paper_scores`; arguments as there.
 
     Raises:
         ConfigError: when sacremoses is not installed.

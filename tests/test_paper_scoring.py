@@ -14,7 +14,8 @@ import pytest
 
 from lightconv_mt import cli
 from lightconv_mt.errors import ConfigError, DataError
-from lightconv_mt.paper_scoring import paper_scores, split_compounds
+from lightconv_mt.paper_scoring import paper_metrics, split_compounds
+from lightconv_mt.scoring import Score, score_by
 
 pytest.importorskip("sacremoses")
 
@@ -65,6 +66,12 @@ def compounds(tokens: list[str]) -> list[str]:
     return out.split()
 
 
+def paper_scores(
+    hypotheses: list[str], references: list[list[str]], *, lowercase: bool = False
+) -> list[Score]:
+    return score_by(paper_metrics("de", lowercase=lowercase), hypotheses, references)
+
+
 def corpus(lines: int, seed: int) -> list[list[str]]:
     rng = random.Random(seed)
     vocabulary = ["ein", "gut-bekannter", "Hund", "Nord-Ost-Wind", "a-b-c", "--", "x-", "sehr"]
@@ -78,12 +85,12 @@ def corpus(lines: int, seed: int) -> list[list[str]]:
 
 
 def test_figures_counted_by_hand() -> None:
-    kept, split = paper_scores([HYPOTHESIS], [[REFERENCE]], tgt_lang="de")
+    kept, split = paper_scores([HYPOTHESIS], [[REFERENCE]])
     # Der gut-bekannte Hund läuft [heute] nicht .
     assert kept.value == pytest.approx(100 * (6 / 7 * 4 / 6 * 2 / 5 * 1 / 4) ** 0.25)
     # Der gut ##AT##-##AT## bekannte Hund läuft [heute] nicht .
     assert split.value == pytest.approx(100 * (8 / 9 * 6 / 8 * 4 / 7 * 3 / 6) ** 0.25)
-    short = paper_scores(["Der gut-bekannte Hund läuft."], [[HYPOTHESIS]], tgt_lang="de")
+    short = paper_scores(["Der gut-bekannte Hund läuft."], [[HYPOTHESIS]])
     # Der gut-bekannte Hund läuft . against 7 words
     assert short[0].value == pytest.approx(
         100 * exp(1 - 7 / 5) * (5 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
@@ -97,7 +104,7 @@ def test_figures_counted_anew(num_references: int, lowercase: bool) -> None:
     references = references[:num_references]
     if lowercase:
         hypotheses = [line.upper() for line in hypotheses]
-    found = paper_scores(hypotheses, references, tgt_lang="de", lowercase=lowercase)
+    found = paper_scores(hypotheses, references, lowercase=lowercase)
     streams = [
         [words(line.lower() if lowercase else line) for line in stream]
         for stream in (hypotheses, *references)
@@ -111,12 +118,12 @@ def test_figures_counted_anew(num_references: int, lowercase: bool) -> None:
 
 
 def test_nothing_is_smoothed() -> None:
-    scores = paper_scores(["ein Hund läuft"], [["ein Hund geht"]], tgt_lang="de")
+    scores = paper_scores(["ein Hund läuft"], [["ein Hund geht"]])
     assert [score.value for score in scores] == [0.0, 0.0]
 
 
 def test_labels_keep_the_scales_apart() -> None:
-    kept, split = paper_scores([HYPOTHESIS], [[REFERENCE]], tgt_lang="de", lowercase=True)
+    kept, split = paper_scores([HYPOTHESIS], [[REFERENCE]], lowercase=True)
     assert (kept.name, split.name) == ("tokenised BLEU", "compound-split BLEU")
     assert "nrefs:1|case:lc|eff:no|tok:none|smooth:none|" in kept.signature
     assert re.search(r"\|words:moses-de-sacremoses-[\d.]+\|compounds:kept$", kept.signature)
@@ -155,10 +162,10 @@ def test_compounds_as_perl_splits_them() -> None:
 
 def test_what_cannot_be_scored_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="2 hypotheses do not fit the 1 lines"):
-        paper_scores(["a", "b"], [["a"]], tgt_lang="de")
+        paper_scores(["a", "b"], [["a"]])
     monkeypatch.setitem(sys.modules, "sacremoses", None)
     with pytest.raises(ConfigError, match=r"needs sacremoses; pip install 'lightconv-mt\[paper\]'"):
-        paper_scores(["a"], [["a"]], tgt_lang="de")
+        paper_scores(["a"], [["a"]])
 
 
 def test_the_command_prints_both_scales(
