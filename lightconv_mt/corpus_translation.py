@@ -29,7 +29,7 @@ from lightconv_mt.data.chunks import (
     stored_chunks,
     total_counts,
 )
-from lightconv_mt.data.lines import decode_line, read_chunks, read_raw_lines
+from lightconv_mt.data.lines import check_rereadable, decode_line, read_chunks, read_raw_lines
 from lightconv_mt.decode.shortlist import shortlist_path
 from lightconv_mt.decode.translator import TranslationReport, Translator
 from lightconv_mt.errors import DataError
@@ -299,6 +299,7 @@ def _settings(config: TranslateConfig) -> dict[str, Any]:
 
 
 def _file_digest(path: str) -> str:
+    check_rereadable(path)
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]

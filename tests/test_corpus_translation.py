@@ -332,6 +332,9 @@ def test_what_cannot_work_is_refused_at_once(config: TranslateConfig, tmp_path: 
         translate(replace(config, output=str(tmp_path / "no" / "out")))
     with pytest.raises(DataError, match="cannot read /none: there is no such file"):
         translate(replace(config, input="/none"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe is no file, and is read several times; write it"):
+        translate(replace(config, prefix=str(tmp_path / "pipe")))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", None])

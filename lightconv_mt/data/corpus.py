@@ -11,7 +11,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightconv_mt.data.lines import BadUtf8, read_lines
+from lightconv_mt.data.lines import BadUtf8, check_rereadable, read_lines
 from lightconv_mt.errors import ConfigError, DataError
 
 EXAMPLES_PER_RULE = 3
@@ -196,11 +196,20 @@ def read_source(
         start: pairs to leave out at the beginning.
 
     Raises:
-        DataError: when it cannot be read, or the two sides have different numbers of lines.
+        DataError: when it cannot be read, can be read only once, or the two sides have different
+            numbers of lines.
     """
+    for path in files_of(config):
+        check_rereadable(path)
     if config.format in (SourceFormat.json, SourceFormat.parquet, SourceFormat.hub):
         return _read_tables(config, corpus, start)
     return islice(_READERS[config.format](config, corpus), start, None)
+
+
+def files_of(config: SourceConfig) -> list[Path]:
+    """What a source names on the disk, there or not: files, or the folder of a data set."""
+    named = (config.src, config.tgt) if config.format is SourceFormat.text else (config.path,)
+    return [Path(path) for path in named if path is not None]
 
 
 def _read_text(config: SourceConfig, corpus: CorpusConfig) -> Iterator[SentencePair]:

@@ -61,14 +61,25 @@ def read_raw_lines(path: str | Path) -> Iterator[bytes]:
     """
     path = Path(path)
     try:
-        with path.open("rb") as probe:
-            zipped = probe.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rb") if zipped else path.open("rb") as file:
-            yield from without_mark(file)
+        # Opened once: what a pipe has given does not come again.
+        with path.open("rb") as file:
+            zipped = file.peek(2).startswith(b"\x1f\x8b")
+            yield from without_mark(gzip.GzipFile(fileobj=file) if zipped else file)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
         ) from error
+
+
+def check_rereadable(path: str | Path) -> None:
+    """Refuse what can be read only once, such as a pipe; what is not there is not refused.
+
+    Raises:
+        DataError: when it is neither a file nor a folder.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path} is no file, and is read several times; write it to one first")
 
 
 def without_mark(raw_lines: Iterable[bytes]) -> Iterator[bytes]:

@@ -1,6 +1,7 @@
 """Reading parallel sources, refusing what does not fit, filtering and counting."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,6 +153,17 @@ def test_missing_files_are_named(corpus_of: BuildCorpus) -> None:
     for kind in (SourceFormat.json, SourceFormat.parquet, SourceFormat.tsv):
         with pytest.raises(DataError, match="cannot read /nowhere/x: [Nn]o such file"):
             read(SourceConfig(format=kind, path="/nowhere/x"), corpus_of)
+
+
+def test_a_pipe_is_refused_for_it_is_read_several_times(
+    tmp_path: Path, corpus_of: BuildCorpus
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    pipe = str(tmp_path / "pipe")
+    for values in ({"src": pipe, "tgt": pipe}, {"path": pipe}):
+        kind = SourceFormat.text if "src" in values else SourceFormat.tsv
+        with pytest.raises(DataError, match=r"pipe is no file, and is read several times; write"):
+            read(SourceConfig(format=kind, **values), corpus_of)
 
 
 def test_each_rule_drops_counts_and_shows(text_source: Build, corpus_of: BuildCorpus) -> None:

@@ -1,7 +1,10 @@
 """Lines are bytes between \\n, whatever else they hold."""
 
 import gzip
+import os
+import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -33,6 +36,17 @@ def test_only_newline_ends_a_line(write: Write, end: str, zipped: bool, final: b
     raw = (end.join(NASTY) + (end if final else "")).encode()
     path = write("nasty", gzip.compress(raw) if zipped else raw)
     assert list(read_lines(path)) == NASTY
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_pipe_is_read_from_its_first_byte(tmp_path: Path, zipped: bool) -> None:
+    raw = "".join(f"{line}\n" for line in NASTY * 3000).encode()
+    os.mkfifo(tmp_path / "pipe")
+    content = gzip.compress(raw) if zipped else raw
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,))
+    writer.start()
+    assert list(read_lines(tmp_path / "pipe")) == NASTY * 3000
+    writer.join()
 
 
 def test_empty_file_and_byte_order_mark(write: Write) -> None:
