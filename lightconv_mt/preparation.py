@@ -1,12 +1,13 @@
 """A corpus made ready for training: its folder locked, written, and given a configuration."""
 
 import logging
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 from lightconv_mt.config import PrepareConfig
-from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
-from lightconv_mt.data.prepare import prepare_corpus
+from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat, files_of
+from lightconv_mt.data.prepare import PARTS, prepare_corpus
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.run_folder import check_same, lock_run
 from lightconv_mt.train.storage import replace_text
@@ -22,13 +23,19 @@ def prepare_data(config: PrepareConfig) -> int:
     """Write the corpus into `config.out`, from where that stands; returns the exit code."""
     folder = Path(config.out)
     started, finished = folder / "prepare.yaml", folder / "data" / "prepared.yaml"
+    ready = prepared(config.data, folder)
     with lock_run(folder, key="out", work="filled"):
         try:
             if started.exists():
                 then, now = read_yaml(started), to_plain(config)
                 check_same(folder, then, now, free=FREE_KEYS, remedy="choose another out")
             else:
+                _check_free(folder, ready)
                 replace_text(started, to_yaml(config))
+            gone = [path for path in _text_files(ready) if not path.exists()]
+            if finished.exists() and gone:
+                logger.warning("%s is gone; all is written anew", gone[0])
+                finished.unlink()
             if not finished.exists():
                 prepare_corpus(
                     config.data,
@@ -37,13 +44,34 @@ def prepare_data(config: PrepareConfig) -> int:
                     part_pairs=config.part_pairs,
                 )
                 finished.parent.mkdir(exist_ok=True)
-                replace_text(finished, to_yaml(prepared(config.data, folder)))
+                replace_text(finished, to_yaml(ready))
         except OSError as error:
             raise ConfigError(
                 f"cannot write out={folder}: {error.strerror}; choose another folder"
             ) from error
-    logger.info("%s is ready: lcmt-train --config-dir %s data=prepared", folder, folder)
+    quoted = shlex.quote(str(folder))
+    logger.info("%s is ready: lcmt-train --config-dir %s data=prepared", folder, quoted)
     return 0
+
+
+def _check_free(folder: Path, ready: CorpusConfig) -> None:
+    """Refuse a new `out` where something stands that is not ours to replace.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    for path in (*_text_files(ready), *(folder / name for name in ("report.txt", PARTS))):
+        if path.exists():
+            raise ConfigError(
+                f"out={folder} holds {path.name}, which would be written over; "
+                f"choose another folder"
+            )
+
+
+def _text_files(ready: CorpusConfig) -> list[Path]:
+    """All that the configuration of a prepared corpus reads."""
+    sources = [*ready.train.values(), ready.valid, ready.test]
+    return [path for source in sources if source is not None for path in files_of(source)]
 
 
 def prepared(corpus: CorpusConfig, folder: Path) -> CorpusConfig:

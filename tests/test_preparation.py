@@ -14,6 +14,7 @@ from lightconv_mt import cli
 from lightconv_mt.compose import compose
 from lightconv_mt.config import TrainRunConfig, to_typed
 from lightconv_mt.data.corpus import read_corpus, read_source
+from lightconv_mt.data.prepare import PARTS
 from lightconv_mt.run_folder import lock_run
 from lightconv_mt.schemas import read_root
 
@@ -88,6 +89,33 @@ def test_other_values_in_the_same_folder_are_refused(
     assert "is being filled by process" in capsys.readouterr().err
 
 
+def test_what_stands_in_a_new_folder_is_kept(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("parts/train.en", ".notes.tmp-1", "train.wmt16.src"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    assert cli.main("prepare", words(copy, tmp_path)) == 2
+    assert "holds train.wmt16.src, which would be written over" in capsys.readouterr().err
+    (tmp_path / "train.wmt16.src").unlink()
+    assert cli.main("prepare", words(copy, tmp_path)) == 0
+    assert (tmp_path / "parts/train.en").read_text() == "mine"
+    assert (tmp_path / ".notes.tmp-1").read_text() == "mine"
+
+
+def test_a_text_that_is_gone_is_written_again(
+    copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "my text"
+    assert cli.main("prepare", words(copy, out)) == 0
+    before = (out / "train.wmt16.src").read_bytes()
+    (out / "train.wmt16.src").unlink()
+    assert cli.main("prepare", words(copy, out)) == 0
+    assert (out / "train.wmt16.src").read_bytes() == before
+    assert "train.wmt16.src is gone; all is written anew" in caplog.text
+    assert f"lcmt-train --config-dir '{out}' data=prepared" in caplog.text
+
+
 def test_the_hub_out_of_reach_is_one_line_that_names_the_local_option(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,11 +136,11 @@ def test_killed_and_called_again(copy: Path, tmp_path: Path) -> None:
     call = [sys.executable, "-c", PROGRAM, *words(copy, out, "part_pairs=1")]
     child = subprocess.Popen(call, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 60
-    while len([*out.glob("parts/*")]) < 40 and time.monotonic() < deadline:
+    while len([*out.glob(f"{PARTS}/wmt16.*")]) < 40 and time.monotonic() < deadline:
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    done = {path.name for path in out.glob("parts/wmt16.*")}
+    done = {path.name for path in out.glob(f"{PARTS}/wmt16.*")}
     assert len(done) >= 39
     assert cli.main("prepare", words(copy, out, "part_pairs=500")) == 0
     for path in (tmp_path / "straight").glob("t*.*"):

@@ -21,7 +21,9 @@ from lightconv_mt.data.corpus import (
     CorpusConfig,
     FilterReport,
     SentencePair,
+    SourceConfig,
     broken_rule,
+    files_of,
     pair_digest,
     read_source,
 )
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 SIDES = ("src", "tgt")
 FILES = (*SIDES, *(f"held.{side}" for side in SIDES))  # of a part: training and validation pairs
 REPORT = "part.json"
+PARTS = "prepare.parts"
+SOURCES = "sources.json"  # beside the parts: the files that they were read from
 
 
 @dataclass
@@ -64,7 +68,8 @@ def prepare_corpus(
     """Write `train.NAME.src`, `train.NAME.tgt` and so on; goes on where a former call was stopped.
 
     Validation and test pairs are written as they are, the training pairs that `corpus.filter`
-    keeps. Line breaks inside a sentence become spaces.
+    keeps. Line breaks inside a sentence become spaces. Parts of files that have changed since are
+    read anew.
 
     Args:
         corpus: what to read and how to clean it.
@@ -74,32 +79,40 @@ def prepare_corpus(
         part_pairs: pairs read between two savings.
 
     Raises:
-        DataError: when something cannot be read or written, or no training pair is left.
+        DataError: when something cannot be read or written, or no training pair is left, or none
+            to validate with.
     """
     with _disk_errors(folder):
-        for leftover in folder.glob(".*.tmp-*"):
-            leftover.unlink()
         valid = None if hold_out_every else corpus.valid
         for split, source in (("valid", valid), ("test", corpus.test)):  # what is wrong fails early
             if source is not None:
                 with _whole_files(*(folder / f"{split}.{side}" for side in SIDES)) as files:
+                    count = 0
                     for pair in map(_on_one_line, read_source(source, corpus)):
                         _write_pair(files, pair)
-        parts = _prepare_parts(corpus, folder / "parts", hold_out_every, part_pairs)
+                        count += 1
+                if not count:
+                    raise DataError(f"data.{split} has no sentence pair; give some, or null")
+        parts = _prepare_parts(corpus, folder / PARTS, hold_out_every, part_pairs)
         report = _join_reports(parts)
         if not sum(report.kept.values()):
             raise DataError("no training pair is left; " + "; ".join(report.lines()))
+        held = [path for paths in parts.values() for path in paths]
+        if hold_out_every and not any((path / "held.src").stat().st_size for path in held):
+            raise DataError(
+                f"hold_out_every={hold_out_every} holds out none of "
+                f"{sum(report.kept.values()):,} pairs; give a lower one, and another out"
+            )
         for name, paths in parts.items():
             for side in SIDES:
                 _join(folder / f"train.{name}.{side}", [path / side for path in paths])
         for side in SIDES if hold_out_every else ():
-            held = [path / f"held.{side}" for paths in parts.values() for path in paths]
-            _join(folder / f"valid.{side}", held)
+            _join(folder / f"valid.{side}", [path / f"held.{side}" for path in held])
         with _whole_files(folder / "report.txt") as (file,):
             file.write("".join(f"{line}\n" for line in report.lines()).encode())
         for line in report.lines():
             logger.info("data: %s", line)
-        shutil.rmtree(folder / "parts")
+        shutil.rmtree(folder / PARTS)
 
 
 def _prepare_parts(
@@ -107,6 +120,7 @@ def _prepare_parts(
 ) -> dict[str, list[Path]]:
     """Folders of all parts, by source, in order; those there are already are kept."""
     folder.mkdir(parents=True, exist_ok=True)
+    _drop_outdated(corpus, folder)
     seen: set[bytes] = set()
     found: dict[str, list[Path]] = {}
     passed = 0  # pairs that no rule dropped, over all sources
@@ -130,6 +144,35 @@ def _prepare_parts(
             logger.info("data: %s: %s pairs read, %s kept", name, f"{total:,}", f"{kept:,}")
         found[name] = paths
     return found
+
+
+def _drop_outdated(corpus: CorpusConfig, folder: Path) -> None:
+    """Drop all parts unless every training file is what it was when the first part was begun."""
+    now = {name: _stamps(source) for name, source in corpus.train.items()}
+    try:
+        then = json.loads((folder / SOURCES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        then = None
+    if then == now:
+        return
+    if any(folder.iterdir()):
+        # Those of an unchanged source go too: they hold no duplicates of the sources before it.
+        logger.warning("data: training files have changed since they were read; read anew")
+        shutil.rmtree(folder)
+        folder.mkdir()
+    with _whole_files(folder / SOURCES) as (file,):
+        file.write(json.dumps(now).encode())
+
+
+def _stamps(source: SourceConfig) -> list[list[str | int]]:
+    """Path, bytes and time of the last change of every file of a source on this disk."""
+    files = [
+        path
+        for named in files_of(source)
+        for path in (sorted(named.rglob("*")) if named.is_dir() else [named])
+        if path.is_file()
+    ]
+    return [[str(path), (stat := path.stat()).st_size, stat.st_mtime_ns] for path in files]
 
 
 def _write_part(
@@ -244,6 +287,9 @@ def _join(path: Path, parts: list[Path]) -> None:
 @contextmanager
 def _whole_files(*paths: Path) -> Iterator[list[BinaryIO]]:
     """Files to write, that appear under their names when all of them are whole."""
+    for path in paths:
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
+            leftover.unlink()
     aside = [path.with_name(f".{path.name}.tmp-{os.getpid()}") for path in paths]
     try:
         with ExitStack() as stack:

@@ -128,7 +128,7 @@ def test_death_at_any_change_of_the_disk_costs_nothing_of_what_is_done(
         folder, actions, last = tmp_path / str(moment), 0, moment
         with pytest.raises(Death):
             run(corpus, folder, hold_out_every=9, part_pairs=20)
-        done = {path.name for path in folder.glob("parts/*")}
+        done = {path.name for path in folder.glob(f"{prepare.PARTS}/*")}
         last = -1
         begun.clear()
         assert run(corpus, folder, hold_out_every=9, part_pairs=20) == straight
@@ -148,7 +148,7 @@ def test_damaged_parts_are_made_anew(
     with monkeypatch.context() as patched, pytest.raises(Death):
         patched.setattr(prepare, "_join", lambda *_: (_ for _ in ()).throw(Death()))
         run(corpus, tmp_path / "out")
-    part = tmp_path / "out" / "parts" / "a.00003"
+    part = tmp_path / "out" / prepare.PARTS / "a.00003"
     if damage == "short":
         (part / "src").write_bytes((part / "src").read_bytes()[:-3])
     elif damage == "missing":
@@ -159,6 +159,23 @@ def test_damaged_parts_are_made_anew(
         part.rename(part.with_name("a.00099"))
     assert run(corpus, tmp_path / "out") == straight
     assert "is damaged or out of order; read anew" in caplog.text
+
+
+def test_parts_of_a_file_that_has_changed_are_read_anew(
+    text_source: Callable[..., SourceConfig],
+    corpus_of: Callable[..., CorpusConfig],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    src, tgt = ([f"{side} {n}" for n in range(30)] for side in ("Satz", "line"))
+    config = corpus_of(a=text_source(src, [*tgt[:5], "stray", *tgt[5:]]))
+    config.valid = text_source(["x"], ["y"], name="valid")
+    with pytest.raises(DataError, match="has 30 lines but .* has 31"):
+        run(config, tmp_path / "out")
+    text_source(src, tgt)
+    files = run(config, tmp_path / "out")
+    assert (lines(files, "train.a.src"), lines(files, "train.a.tgt")) == (src, tgt)
+    assert "training files have changed since they were read; read anew" in caplog.text
 
 
 def test_lines_stay_lines(
@@ -175,8 +192,11 @@ def test_lines_stay_lines(
     assert files["train.a.tgt"] == b"a house\ntwo\n"
 
 
-def test_nothing_left_and_a_full_disk_are_told_in_one_line(
-    corpus: CorpusConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_nothing_left_nothing_to_validate_with_and_a_full_disk_are_told_in_one_line(
+    corpus: CorpusConfig,
+    text_source: Callable[..., SourceConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -186,6 +206,11 @@ def test_nothing_left_and_a_full_disk_are_told_in_one_line(
         with pytest.raises(DataError, match=r"cannot write .*out: No space left .*goes on from"):
             run(corpus, tmp_path / "out")
     assert not [*(tmp_path / "out").glob("*.src")]
+    with pytest.raises(DataError, match=r"hold_out_every=99 holds out none of \d+ pairs; give a l"):
+        run(corpus, tmp_path / "none", hold_out_every=99)
     corpus.filter = FilterConfig(max_words=1)
     with pytest.raises(DataError, match="no training pair is left; a: 0 pairs kept; a: 60 pairs"):
         run(corpus, tmp_path / "empty")
+    corpus.valid = text_source([], [], name="valid")
+    with pytest.raises(DataError, match=r"data\.valid has no sentence pair; give some"):
+        run(corpus, tmp_path / "unjudged")
