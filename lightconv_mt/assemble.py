@@ -86,8 +86,9 @@ def _train(
         if distributed.is_main:
             open_run(run_dir, config)
         tokenizers = run_tokenizers(run_dir, config)
-        pairs = encode_corpus(read_corpus(config.data), tokenizers)
-    for line in pairs.report():
+        corpus = read_corpus(config.data)
+        pairs = encode_corpus(corpus, tokenizers)
+    for line in corpus.report.lines():
         logger.info("data: %s", line)
     trainer, validator = build_trainer(
         Trainer,

@@ -52,7 +52,8 @@ def _sections(
             check_writable(run_dir)
             check_run(run_dir, config)
         tokenizers = run_tokenizers(run_dir, config, save=False)
-        pairs = encode_corpus(read_corpus(config.data), tokenizers)
+        corpus = read_corpus(config.data)
+        pairs = encode_corpus(corpus, tokenizers)
     trainer, _ = build_trainer(
         TrialTrainer,
         config,
@@ -67,7 +68,7 @@ def _sections(
     left = steps_left(trainer, len(shapes))
     yield "run", [_where(run_dir, trainer, left, resumed=resumed)]
     yield "parameters", _table(count_parameters(trainer.model))
-    yield "data", [*pairs.report(), *trainer.batcher.report()]
+    yield "data", [*corpus.report.lines(), *trainer.batcher.report()]
     if left:
         yield "first batch", [*_first_batch(trainer, tokenizers)]
     footprint = trainer.footprint(shapes)

@@ -152,6 +152,7 @@ class Corpus:
         self.report = FilterReport()
         seen: set[bytes] = set()
         for name, source in self.config.train.items():
+            self.report.kept[name] = 0  # so that a source of which nothing is kept is told of too
             for pair in read_source(source, self.config):
                 rule = broken_rule(pair, self.config.filter, seen)
                 if rule is None:
@@ -159,14 +160,14 @@ class Corpus:
                     yield name, pair
                 else:
                     self.report.drop(name, rule, pair)
-        if not self.report.kept:
+        if not self.report.kept.total():
             raise DataError(
                 "no training pair is left after filtering; see data.filter and the data report"
             )
 
     def digest(self) -> str:
-        """sha256 over every pair that training reads, names of the sources included."""
-        digest = hashlib.sha256()
+        """sha256 over the names of the sources and every pair that training reads."""
+        digest = hashlib.sha256("\0".join((*self.config.train, "")).encode())
         for name, pair in self.pairs():
             digest.update("\0".join((name, *pair, "")).encode("utf-8", "replace"))
         return digest.hexdigest()

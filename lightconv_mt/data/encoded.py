@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -14,16 +15,27 @@ from numpy.typing import NDArray
 
 from lightconv_mt.data.corpus import Corpus, SentencePair
 from lightconv_mt.data.tokenizer import TokenizerPair
+from lightconv_mt.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow
 
 ROWS_PER_BATCH = 10_000
-_FORMAT = 1  # raised when the layout changes, so that old caches are not read
+_FORMAT = 2  # raised when the layout changes, so that old caches are not read
+
+logger = logging.getLogger(__name__)
 
 
 class EncodedPairs:
-    """Token ids of sentence pairs, EOS at the end of both sides, read from disk on demand."""
+    """Token ids of sentence pairs, EOS at the end of both sides, read from disk on demand.
+
+    Attributes:
+        corpus_digest: of the text; see `Corpus.digest`.
+        source_names: of all sources, also of those without a pair.
+        source_sizes: pairs of each.
+        src_lengths: (pairs,) tokens, EOS included.
+        tgt_lengths: (pairs,) likewise.
+    """
 
     def __init__(self, path: Path) -> None:
         """Map the Arrow file."""
@@ -33,6 +45,7 @@ class EncodedPairs:
 
         self._table = pyarrow.ipc.open_file(pyarrow.memory_map(str(path))).read_all()
         metadata = self._table.schema.metadata or {}
+        self.corpus_digest = metadata[b"corpus_digest"].decode()
         self.source_sizes: list[int] = json.loads(metadata[b"source_sizes"])
         self.source_names: list[str] = json.loads(metadata[b"source_names"])
         self._columns = {side: _flat_column(self._table, side) for side in ("src", "tgt")}
@@ -51,10 +64,6 @@ class EncodedPairs:
     def __len__(self) -> int:
         """Number of pairs."""
         return len(self.src_lengths)
-
-    def report(self) -> list[str]:
-        """Lines on how many pairs each rule dropped, with examples."""
-        return self._path.with_name("report.txt").read_text().splitlines()
 
     def get(self, indices: Sequence[int]) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
         """Ids of the pairs, EOS included."""
@@ -80,28 +89,64 @@ class EncodedPairs:
 
 
 def encode_corpus(corpus: Corpus, tokenizers: TokenizerPair) -> EncodedPairs:
-    """Tokenise the training corpus, or read the cache if text and tokenizer are as before."""
-    digest = hashlib.sha256(
-        f"{_FORMAT} {corpus.digest()} {tokenizers.digest}".encode()
-    ).hexdigest()[:32]
+    """Tokenise the training corpus, or read the cache if text and tokenizer are as before.
+
+    The corpus is read in any case, which fills its report.
+
+    Raises:
+        DataError: when it cannot be read, or the cache cannot be written.
+    """
+    text = corpus.digest()
+    digest = hashlib.sha256(f"{_FORMAT} {text} {tokenizers.digest}".encode()).hexdigest()[:32]
     folder = corpus.config.cache_folder() / "encoded" / digest
-    if not (folder / "pairs.arrow").exists():
-        temporary = folder.with_name(f".{digest}.tmp-{os.getpid()}")
+    found = _open_cached(folder)
+    if found is not None:
+        return found
+    temporary = folder.with_name(f".{digest}.tmp-{os.getpid()}")
+    try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _write(corpus, tokenizers, temporary / "pairs.arrow")
-        (temporary / "report.txt").write_text("\n".join(corpus.report.lines()) + "\n")
+        _write(corpus, tokenizers, temporary / "pairs.arrow", corpus_digest=text)
         try:
-            os.replace(temporary, folder)
+            temporary.replace(folder)
         except OSError:
             # Another process was first; its content is the same.
             if not (folder / "pairs.arrow").exists():
                 raise
-            shutil.rmtree(temporary)
-    return EncodedPairs(folder / "pairs.arrow")
+        return EncodedPairs(folder / "pairs.arrow")
+    except OSError as error:
+        raise DataError(
+            f"cannot keep the tokenised corpus in {folder.parent}: {error.strerror or error}; "
+            f"free some space or set data.cache_dir"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(corpus: Corpus, tokenizers: TokenizerPair, path: Path) -> None:
+def _open_cached(folder: Path) -> EncodedPairs | None:
+    """The pairs that a folder holds; a damaged one is removed.
+
+    Raises:
+        DataError: when it cannot be removed.
+    """
+    path = folder / "pairs.arrow"
+    try:
+        if not path.exists():
+            return None
+        return EncodedPairs(path)
+    except (OSError, ValueError, KeyError) as damage:  # of Arrow, too
+        logger.warning("data: %s is damaged; the corpus is tokenised anew", path)
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise DataError(
+                f"cannot remove the damaged {folder}: {error.strerror}; remove it, "
+                f"or set data.cache_dir"
+            ) from damage
+    return None
+
+
+def _write(corpus: Corpus, tokenizers: TokenizerPair, path: Path, *, corpus_digest: str) -> None:
     import pyarrow as pa
 
     fields = [
@@ -127,6 +172,7 @@ def _write(corpus: Corpus, tokenizers: TokenizerPair, path: Path) -> None:
             writer.write_batch(pa.record_batch(arrays, schema=schema))
     names = list(corpus.report.kept)
     metadata = {
+        "corpus_digest": corpus_digest,
         "source_names": json.dumps(names),
         "source_sizes": json.dumps([corpus.report.kept[n] for n in names]),
     }
@@ -134,6 +180,8 @@ def _write(corpus: Corpus, tokenizers: TokenizerPair, path: Path) -> None:
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     body.unlink()
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def _flat_column(
