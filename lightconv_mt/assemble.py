@@ -27,6 +27,7 @@ from lightconv_mt.model.ensemble import Ensemble
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops import resolve_backend
 from lightconv_mt.run_folder import (
+    check_corpus,
     find_checkpoint,
     find_start,
     lock_run,
@@ -88,6 +89,7 @@ def _train(
         tokenizers = run_tokenizers(run_dir, config)
         corpus = read_corpus(config.data)
         pairs = encode_corpus(corpus, tokenizers)
+        check_corpus(run_dir, config, pairs.corpus_digest, save=distributed.is_main)
     for line in corpus.report.lines():
         logger.info("data: %s", line)
     trainer, validator = build_trainer(

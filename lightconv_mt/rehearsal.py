@@ -16,7 +16,7 @@ from lightconv_mt.data.corpus import read_corpus
 from lightconv_mt.data.encoded import encode_corpus
 from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.model.transformer import Seq2SeqTransformer
-from lightconv_mt.run_folder import check_run, check_writable, run_tokenizers
+from lightconv_mt.run_folder import check_corpus, check_run, check_writable, run_tokenizers
 from lightconv_mt.train.distributed import Distributed, join_processes
 from lightconv_mt.train.memory import available_memory, held_memory
 from lightconv_mt.train.trial import Footprint, TrialTrainer
@@ -54,6 +54,7 @@ def _sections(
         tokenizers = run_tokenizers(run_dir, config, save=False)
         corpus = read_corpus(config.data)
         pairs = encode_corpus(corpus, tokenizers)
+        check_corpus(run_dir, config, pairs.corpus_digest, save=False)
     trainer, _ = build_trainer(
         TrialTrainer,
         config,

@@ -13,7 +13,7 @@ import portalocker
 from lightconv_mt.config import TrainRunConfig, load_run_config
 from lightconv_mt.data.corpus import read_corpus
 from lightconv_mt.data.tokenizer import TokenizerPair, build_tokenizers
-from lightconv_mt.errors import CheckpointError, ConfigError
+from lightconv_mt.errors import CheckpointError, ConfigError, DataError
 from lightconv_mt.train.checkpoint import CheckpointStore
 from lightconv_mt.train.storage import replace_text
 from lightconv_mt.typed import to_plain, to_yaml
@@ -112,6 +112,36 @@ def check_run(run_dir: Path, config: TrainRunConfig) -> CheckpointStore:
     if (run_dir / "config.yaml").exists():
         check_same(run_dir, to_plain(load_run_config(run_dir)), to_plain(config), free=FREE_KEYS)
     return store
+
+
+def check_corpus(run_dir: Path, config: TrainRunConfig, digest: str, *, save: bool) -> None:
+    """Check that the training text is that of the steps already made; a run without one takes any.
+
+    Args:
+        run_dir: the run folder.
+        config: of the run.
+        digest: of the text; see `Corpus.digest`.
+        save: whether it is kept in the folder.
+
+    Raises:
+        DataError: naming both digests.
+        ConfigError: when the folder cannot be written.
+    """
+    path = run_dir / "corpus.sha256"
+    try:
+        then = path.read_text().strip() if path.exists() else None
+        if then not in (None, digest) and CheckpointStore(run_dir, config.checkpoint).steps():
+            raise DataError(
+                f"{run_dir} was trained on other text than data.train has now (sha256 {then[:12]}, "
+                f"not {digest[:12]}); give it the former files, or choose another run_dir and "
+                f"start_from={run_dir}"
+            )
+        if save and then != digest:
+            replace_text(path, f"{digest}\n")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write run_dir={run_dir}: {error.strerror}; choose another folder"
+        ) from error
 
 
 def check_writable(run_dir: Path) -> None:

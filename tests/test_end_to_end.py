@@ -34,6 +34,7 @@ from lightconv_mt.errors import CheckpointError, ConfigError, DataError
 from lightconv_mt.evaluation.command import evaluate
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig
+from lightconv_mt.rehearsal import rehearse
 from lightconv_mt.run_folder import lock_run
 from lightconv_mt.train.checkpoint import (
     CheckpointConfig,
@@ -535,6 +536,25 @@ def test_another_configuration_is_refused_with_both_values(configure: Configure)
     config.optim = OptimConfig(lr=1e-3)
     with pytest.raises(ConfigError, match=r"was started with optim\.lr=0\.004, not 0\.001"):
         assemble.train(config)
+
+
+def test_a_run_goes_on_with_the_text_it_was_trained_on(
+    configure: Configure, data: CorpusConfig, tmp_path: Path
+) -> None:
+    text = {"toy": write_corpus(tmp_path, "own", 200, 1)}
+    config = configure(data=replace(data, train=text), steps=1)
+    assert assemble.train(config) == 0
+    kept = Path(config.run_dir) / "corpus.sha256"
+    digest = kept.read_text()
+    write_corpus(tmp_path, "own", 100, 2)  # fewer lines than the state has seen
+    more = replace(config, train=replace(config.train, max_steps=2))
+    for again in (more, replace(more, dry_run=True)):
+        with pytest.raises(DataError, match=f"was trained on other text .*sha256 {digest[:12]}, n"):
+            (rehearse if again.dry_run else assemble.train)(again)
+    write_corpus(tmp_path, "own", 200, 1)
+    kept.unlink()  # as in a folder from before there was such a file
+    assert assemble.train(more) == 0
+    assert kept.read_text() == digest
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_their_union(configure: Configure) -> None:
