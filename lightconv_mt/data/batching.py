@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from multiprocessing import parent_process
@@ -222,15 +222,26 @@ class TokenBatcher:
                     strict=True,
                 )
             ]
-            pairs = zip(*sides, strict=True)
-            longest = self.config.max_length
-            rows: list[tuple[Ids, Ids]] = [
-                (self.config.cut(src)[:longest], tgt[:longest]) for src, tgt in pairs
-            ]
+            rows = self._fitting(indices, zip(*sides, strict=True))
         else:
-            rows = [(self.config.cut(src), tgt) for src, tgt in self.pairs.get(indices)]
+            rows = self._usual(indices)
         ids = self.tokenizers.src.ids, self.tokenizers.tgt.ids
         return collate(rows, *ids, indices=indices, pad_multiple=self.config.pad_multiple)
+
+    def _usual(self, indices: Sequence[int]) -> list[tuple[Ids, Ids]]:
+        return [(self.config.cut(src), tgt) for src, tgt in self.pairs.get(indices)]
+
+    def _fitting(
+        self, indices: Sequence[int], sampled: Iterable[tuple[Ids, Ids]]
+    ) -> list[tuple[Ids, Ids]]:
+        """The sampled pairs, but those that got too long as usual: none is cut off before EOS."""
+        rows = [(self.config.cut(src), tgt) for src, tgt in sampled]
+        long = [
+            row for row, pair in enumerate(rows) if max(map(len, pair)) > self.config.max_length
+        ]
+        for row, pair in zip(long, self._usual([indices[row] for row in long]), strict=True):
+            rows[row] = pair
+        return rows
 
     def iterate(self, epoch: int, start_index: int = 0) -> Iterator[Batch]:
         """Micro-batches of an epoch from an index on, the same for any number of workers."""

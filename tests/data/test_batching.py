@@ -173,6 +173,24 @@ def test_long_sources_are_cut_where_that_is_asked_for(
     assert sampling or long > 100
 
 
+def test_a_sampled_pair_that_gets_too_long_is_read_as_usual(
+    build: Build, pairs: EncodedPairs
+) -> None:
+    limit = 22
+    plain, sampled = build(max_length=limit), build(max_length=limit, sampling=0.4)
+    usual = 0
+    for index in range(sampled.num_batches(0)):
+        batch = sampled.batch(0, index)
+        assert batch.indices == plain.batch(0, index).indices
+        assert max(batch.src.shape[1], batch.tgt_out.shape[1]) <= limit
+        sides = ((batch.src, batch.src_mask), (batch.tgt_out, batch.tgt_mask))
+        for row, number in enumerate(batch.indices):
+            src, tgt = (ids[row][mask[row]].tolist() for ids, mask in sides)
+            assert src[-1] == tgt[-1] == TRAINED_IDS.eos
+            usual += all(map(np.array_equal, (src, tgt), pairs.get([number])[0]))
+    assert usual > 20
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=60),
     st.integers(1, 8),
