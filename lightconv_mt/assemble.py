@@ -20,11 +20,12 @@ from lightconv_mt.data.batching import TokenBatcher
 from lightconv_mt.data.corpus import read_corpus, read_source
 from lightconv_mt.data.encoded import EncodedPairs, encode_corpus
 from lightconv_mt.data.tokenizer import TokenizerPair
+from lightconv_mt.data.tokenizer_base import same_pieces
 from lightconv_mt.decode.long_lines import LongLines
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import ConfigError, DataError
 from lightconv_mt.model.ensemble import Ensemble
-from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
+from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
 from lightconv_mt.ops import resolve_backend
 from lightconv_mt.run_folder import (
     check_corpus,
@@ -276,7 +277,17 @@ def choose_device(config: RuntimeConfig) -> torch.device:
 def build_model(
     config: ModelConfig, tokenizers: TokenizerPair, runtime: RuntimeConfig
 ) -> Seq2SeqTransformer:
-    """Build the model for the vocabularies."""
+    """Build the model for the vocabularies.
+
+    Raises:
+        ConfigError: when it cannot be, for instance as tying=all meets two vocabularies.
+    """
+    if config.tying is Tying.all and not same_pieces(tokenizers.src, tokenizers.tgt):
+        raise ConfigError(
+            "model.tying=all needs one vocabulary, but ids of the source and the target mean "
+            "different pieces; set tokenizer.vocabulary=joint, give tokenizer.src_model alone, "
+            "or set model.tying=decoder"
+        )
     return Seq2SeqTransformer(
         config,
         src_vocab_size=tokenizers.src.vocab_size,

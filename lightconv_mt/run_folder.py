@@ -167,6 +167,9 @@ def run_tokenizers(run_dir: Path, config: TrainRunConfig, *, save: bool = True) 
         run_dir: the run folder.
         config: of the run.
         save: whether new ones are kept in the folder.
+
+    Raises:
+        ConfigError: when they cannot be written there.
     """
     if TokenizerPair.is_saved(run_dir):
         return TokenizerPair.load(run_dir, config.tokenizer)
@@ -176,8 +179,14 @@ def run_tokenizers(run_dir: Path, config: TrainRunConfig, *, save: bool = True) 
         corpus = read_corpus(config.data)
         sides = corpus.src_sentences(), corpus.tgt_sentences()
         tokenizers = build_tokenizers(config.tokenizer, *sides)
-    if save:
-        tokenizers.save(run_dir)
+    try:
+        if save:
+            tokenizers.save(run_dir)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write the tokenizer into run_dir={run_dir}: {error.strerror}; "
+            f"free some space or choose another folder"
+        ) from error
     return tokenizers
 
 

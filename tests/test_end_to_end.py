@@ -28,12 +28,17 @@ from lightconv_mt.config import (
 from lightconv_mt.corpus_translation import translate
 from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
-from lightconv_mt.data.tokenizer import TokenizerConfig, build_tokenizers
+from lightconv_mt.data.tokenizer import (
+    TokenizerConfig,
+    TokenizerPair,
+    build_tokenizers,
+    train_tokenizer,
+)
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.errors import CheckpointError, ConfigError, DataError
 from lightconv_mt.evaluation.command import evaluate
 from lightconv_mt.mixers import MIXERS
-from lightconv_mt.model.transformer import ModelConfig
+from lightconv_mt.model.transformer import ModelConfig, Tying
 from lightconv_mt.rehearsal import rehearse
 from lightconv_mt.run_folder import lock_run
 from lightconv_mt.train.checkpoint import (
@@ -555,6 +560,29 @@ def test_a_run_goes_on_with_the_text_it_was_trained_on(
     kept.unlink()  # as in a folder from before there was such a file
     assert assemble.train(more) == 0
     assert kept.read_text() == digest
+
+
+def test_one_embedding_is_of_one_vocabulary(configure: Configure) -> None:
+    config = configure()
+    kinds = TokenizerConfig(vocab_size=268), TokenizerConfig(vocab_size=268, lowercase=True)
+    texts = ["ba de fi", "go hu ka"]
+    first, cased = (train_tokenizer(kind, texts[:1] * 9) for kind in kinds)
+    other = train_tokenizer(kinds[0], texts[1:] * 9)
+    config.model.tying = Tying.all
+    assemble.build_model(config.model, TokenizerPair(first, cased), config.runtime)
+    with pytest.raises(ConfigError, match=r"tying=all needs one vocabulary, but ids of the source"):
+        assemble.build_model(config.model, TokenizerPair(first, other), config.runtime)
+
+
+def test_a_disk_too_full_for_the_tokenizer_is_one_line(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TokenizerPair, "save", full)
+    with pytest.raises(ConfigError, match=r"cannot write the tokenizer into run_dir=.*: No space"):
+        assemble.train(configure())
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_their_union(configure: Configure) -> None:

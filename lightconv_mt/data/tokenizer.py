@@ -341,7 +341,8 @@ def train_tokenizer(config: TokenizerConfig, sentences: Iterable[str]) -> Tokeni
     """Learn a vocabulary from a seeded sample of the sentences.
 
     Raises:
-        DataError: when there is no text or too little for the asked vocabulary size.
+        DataError: when there is no text or too little for the asked vocabulary size, or
+            no such normalisation.
     """
     sample = _draw_sample(
         (text.lower() for text in sentences) if config.lowercase else sentences,
@@ -370,9 +371,15 @@ def train_tokenizer(config: TokenizerConfig, sentences: Iterable[str]) -> Tokeni
         )
     except (RuntimeError, ValueError, OSError) as error:
         cause = " ".join(str(error).split()).rpartition("] ")[2].rstrip(".")
+        size = "raise" if "smaller" in cause else "lower"
+        remedy = (
+            "set tokenizer.normalization to nmt_nfkc, nfkc, nmt_nfkc_cf, nfkc_cf or identity"
+            if "charsmap" in cause
+            else f"{size} tokenizer.vocab_size or give other text"
+        )
         raise DataError(
             f"cannot learn {config.vocab_size} pieces from {len(sample)} sentences ({cause}); "
-            f"{'raise' if 'smaller' in cause else 'lower'} tokenizer.vocab_size or give other text"
+            f"{remedy}"
         ) from error
     return Tokenizer(model.getvalue(), name="the new tokenizer", lowercase=config.lowercase)
 

@@ -1,5 +1,6 @@
 """What every tokenizer does: text to ids of one vocabulary, and back."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,13 +83,31 @@ class BaseTokenizer(ABC):
         """Write the vocabulary's files, whose names begin with `name`, each whole or not at all."""
 
 
+def same_pieces(src: BaseTokenizer, tgt: BaseTokenizer) -> bool:
+    """Whether an id means the same on both sides, however text is cut into pieces."""
+    if src.digest == tgt.digest:
+        return True
+    first, second = ((side.ids, side.pieces(range(side.vocab_size))) for side in (src, tgt))
+    return first == second
+
+
 def encodable(text: str) -> str:
     """The text as one line of valid Unicode: lone surrogates replaced, line breaks spaces."""
     return text.encode("utf-8", "replace").decode("utf-8").replace("\n", " ")
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all.
+
+    Raises:
+        OSError: when it cannot be written; an older one is intact then.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

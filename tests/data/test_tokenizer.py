@@ -1,6 +1,7 @@
 """SentencePiece models: trained, given, broken."""
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,20 @@ def test_too_little_text_is_an_error_with_a_remedy() -> None:
 def test_a_target_model_alone_is_refused() -> None:
     with pytest.raises(ConfigError, match="tgt_model is given without"):
         TokenizerConfig(tgt_model="x.model")
+
+
+def test_a_full_disk_leaves_no_part_of_a_model(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        tokenizer.save(tmp_path, "tokenizer")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_an_unknown_normalisation_names_its_key() -> None:
+    with pytest.raises(DataError, match=r"; set tokenizer\.normalization to nmt_nfkc, "):
+        train_tokenizer(TokenizerConfig(vocab_size=300, normalization="bogus"), TEXT)
