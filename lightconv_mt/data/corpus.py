@@ -275,6 +275,8 @@ def _open_tables(config: SourceConfig, start: int) -> Iterator[dict[str, Any]]:
         yield from table.skip(start) if start else table
     except DataError:
         raise
+    except StopIteration as error:
+        raise DataError(f"{path} has no row; give a file with some") from error
     except Exception as error:  # datasets raises whatever its readers and the network do
         cause = " ".join(str(error).split())[:200] or type(error).__name__
         remedy = "; offline, give path=FOLDER of a local copy, or files with data=text, tsv, json"

@@ -196,6 +196,7 @@ JSON = {
     "half a file": (row(en="a", de="x")[:-5], "cannot load"),
     "no object": (b'["a", "x"]\n', "cannot load|no column"),
     "plain text": (b"hello\n", "cannot load"),
+    "nothing": (b"", "file0 has no row; give a file with some"),
     "mixed types": (row(en="a", de="x") + row(en=2, de="y"), "cannot load|no text"),
 }
 
