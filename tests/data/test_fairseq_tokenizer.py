@@ -18,6 +18,7 @@ from lightconv_mt.data.tokenizer import (
     TokenizerPair,
     build_tokenizers,
 )
+from lightconv_mt.data.tokenizer_base import same_pieces
 from lightconv_mt.decode.alignment import place_pieces
 from lightconv_mt.errors import CheckpointError, ConfigError
 
@@ -58,6 +59,15 @@ def test_raw_text_goes_in_and_comes_out(published: FairseqTokenizer) -> None:
     assert "&@@" in published.pieces(ids)
     assert published.decode(ids) == SENTENCE
     assert published.decode([FAIRSEQ_IDS.eos, *ids, FAIRSEQ_IDS.eos, 1, 0]) == SENTENCE
+
+
+def test_one_dictionary_is_one_vocabulary_whatever_cuts_the_words(
+    published: FairseqTokenizer, spaced: FairseqTokenizer
+) -> None:
+    uncut = FairseqTokenizer(published.dictionary)
+    assert not TokenizerPair(published, uncut).joint
+    assert same_pieces(published, uncut)
+    assert not same_pieces(published, spaced)
 
 
 def test_pieces_are_found_in_the_words_of_the_sentence(published: FairseqTokenizer) -> None:
