@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -110,9 +108,8 @@ class CheckpointStore:
         """
         path = self.path(checkpoint.step)
         state = json.dumps(checkpoint.state, indent=1)
-        if path.exists() and not (_is_whole(path) and (path / "state.json").read_text() == state):
-            storage.remove_folder(path)  # damaged, or saved before a validation that was cut short
-        if not path.exists():
+        # One that is there may be damaged, or saved before a validation that was cut short.
+        if not (_is_whole(path) and (path / "state.json").read_text() == state):
             tensors = {TRAINED: checkpoint.model, "optimizer.safetensors": checkpoint.optimizer}
             if checkpoint.ema:
                 tensors[AVERAGED] = checkpoint.ema
@@ -186,6 +183,24 @@ class CheckpointStore:
             )
         except (OSError, SafetensorError, ValueError) as error:
             raise CheckpointError(f"{path} is no whole checkpoint: {error}") from error
+
+    def last_whole(self, count: int) -> list[Path]:
+        """Folders of the newest good checkpoints, so many at most; bad ones are named in the log.
+
+        Raises:
+            CheckpointError: when there is none.
+        """
+        found: list[Path] = []
+        for step in reversed(self.steps()):
+            if len(found) < count:
+                try:
+                    storage.verify_folder(self.path(step))
+                    found.insert(0, self.path(step))
+                except CheckpointError as error:
+                    logger.warning("%s; left out", error)
+        if not found:
+            raise CheckpointError(f"there is no whole checkpoint in {self.folder}")
+        return found
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints here, ascending."""
@@ -313,20 +328,15 @@ def write_average(run_dir: Path, paths: Sequence[Path]) -> Path:
     """Average checkpoints into `average/` of the run folder, in place of an older one."""
     tensors = average_checkpoints(paths)
     target = run_dir / "average"
-    fresh = run_dir / "average.new"
-    shutil.rmtree(fresh, ignore_errors=True)
     names = {"averaged": [path.name for path in paths]}
     storage.write_folder(
-        fresh,
+        target,
         {
             TRAINED: partial(save_file, tensors),
             "state.json": lambda path: path.write_text(json.dumps(names, indent=1)),
         },
         size=_num_bytes(tensors),
     )
-    if target.exists():
-        storage.remove_folder(target)
-    os.replace(fresh, target)
     return target
 
 

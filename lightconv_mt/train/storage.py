@@ -20,15 +20,15 @@ def announce(action: str, path: Path) -> None:
 
 
 def write_folder(folder: Path, files: dict[str, Callable[[Path], object]], *, size: int) -> None:
-    """Write files and their manifest into a new folder that appears whole or not at all.
+    """Write files and their manifest into a folder that appears whole or not at all.
 
     Args:
-        folder: to be created.
+        folder: to be created, or replaced once the new one is written and synced.
         files: what writes each file, by name.
         size: bytes that all of them take, about; asked for before the first is written.
 
     Raises:
-        CheckpointError: naming path, bytes and cause; nothing is left behind then.
+        CheckpointError: naming path, bytes and cause; what was there is there then.
     """
     temporary = _aside(folder)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -47,11 +47,17 @@ def write_folder(folder: Path, files: dict[str, Callable[[Path], object]], *, si
         announce("write", temporary / MANIFEST)
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         _sync([*(temporary / name for name in files), temporary / MANIFEST, temporary])
+        if folder.exists():
+            announce("hide", folder)
+            shutil.rmtree(_former(folder), ignore_errors=True)
+            os.replace(folder, _former(folder))
         announce("rename", folder)
         os.replace(temporary, folder)
         _sync([folder.parent])
+        _drop_former(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _drop_former(folder)
         raise CheckpointError(
             f"cannot write {folder} ({size:,} bytes): {error.strerror or error}; "
             f"older checkpoints are intact; free some space or choose another run_dir"
@@ -91,7 +97,9 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Remove what an interrupted call of this module left in a folder."""
+    """Remove what an interrupted call of this module left in a folder; a former one comes back."""
+    for former in parent.glob(".*.former"):
+        _drop_former(parent / former.name.removeprefix(".").removesuffix(".former"))
     for leftover in parent.glob(".*.tmp-*"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -115,6 +123,19 @@ def replace_text(path: Path, text: str) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     _sync([path.parent])
+
+
+def _former(folder: Path) -> Path:
+    """Where a folder is while another takes its place."""
+    return folder.with_name(f".{folder.name}.former")
+
+
+def _drop_former(folder: Path) -> None:
+    """Remove the folder that was replaced, or bring it back where it was not."""
+    if folder.exists():
+        shutil.rmtree(_former(folder), ignore_errors=True)
+    elif _former(folder).exists():
+        os.replace(_former(folder), folder)
 
 
 def _aside(path: Path) -> Path:

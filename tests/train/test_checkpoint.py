@@ -133,6 +133,19 @@ def test_all_damaged_is_a_refusal(tmp_path: Path) -> None:
         checkpoints.load_latest()
 
 
+def test_a_damaged_checkpoint_is_left_out_of_the_last_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = store(tmp_path, keep_last=4)
+    for step in (1, 2, 3, 4):
+        checkpoints.save(checkpoint(step), best_step=0)
+    (checkpoints.path(3) / "model.safetensors").write_bytes(b"x")
+    assert checkpoints.last_whole(2) == [checkpoints.path(2), checkpoints.path(4)]
+    assert "step_00000003" in caplog.text and "left out" in caplog.text
+    with pytest.raises(CheckpointError, match="no whole checkpoint in"):
+        store(tmp_path / "none").last_whole(2)
+
+
 def test_the_average_is_the_mean(tmp_path: Path) -> None:
     checkpoints = store(tmp_path, keep_last=4, average_last=4)
     saved = [checkpoint(step) for step in (1, 2, 6)]

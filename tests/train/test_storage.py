@@ -76,6 +76,49 @@ def test_death_at_any_action_leaves_a_checkpoint_at_most_one_interval_old(
     )
 
 
+def save_validated(folder: Path) -> None:
+    """Save step 3 once more, with what a validation added to its state."""
+    tensors = {"a": torch.full((3,), 3.0), "b": torch.arange(4.0)}
+    checkpoint = Checkpoint(
+        step=3, model=tensors, optimizer={"exp_avg.a": tensors["a"]}, state={"validated": 3}
+    )
+    open_store(folder).save(checkpoint, best_step=3)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_checkpoint_that_is_replaced_is_never_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    actions: list[str] = []
+    save(tmp_path / "whole", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "announce", lambda action, path: actions.append(action))
+        save_validated(tmp_path / "whole")
+    assert {"hide", "rename"} <= set(actions)
+    for failing in range(len(actions)):
+        folder = tmp_path / str(failing)
+        save(folder, 3)
+        if ends:
+            again = partial(save_validated, folder)
+            assert exit_code(start(partial(die_at_action, failing), again)) == KILLED
+        else:
+            left = iter(range(len(actions) + 1))
+
+            def fail(action: str, path: Path, left=left, failing=failing) -> None:
+                if next(left) == failing:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="intact"):
+                patch.setattr(storage, "announce", fail)
+                save_validated(folder)
+            assert open_store(folder).load_latest() is not None
+        store = open_store(folder)
+        store.remove_leftovers()
+        loaded = store.load_latest()
+        assert loaded is not None and loaded.state in ({"step": 3}, {"validated": 3})
+        assert not list((folder / "checkpoints").glob(".*"))
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS])
 def test_a_failure_at_any_action_is_named_and_older_checkpoints_stay(
     tmp_path: Path,
