@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -71,8 +71,8 @@ def lock_run(run_dir: Path, *, key: str = "run_dir", work: str = "trained") -> I
                 f"wait for it, or choose another {key}"
             ) from error
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
+        with suppress(OSError):  # a full disk; what is locked counts, not what it says
+            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
         yield
         file.truncate(0)
 

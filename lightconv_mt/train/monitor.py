@@ -4,11 +4,14 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
+
+from lightconv_mt.errors import CheckpointError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +63,9 @@ class Monitor(SilentMonitor):
         self._file = self._path.open("a", encoding="utf-8", newline="\n")
         self.rewind(lines)
         self._told_of_fonts = False
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        self._board: SummaryWriter | None = None
+        with self._going_on_without_board():
+            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(
             total=max_steps,
             initial=step,
@@ -86,13 +91,25 @@ class Monitor(SilentMonitor):
     def metrics(
         self, step: int, values: Mapping[str, float], *, timing: Mapping[str, float] | None = None
     ) -> None:
-        """Record numbers of a step; `timing` goes to the log and TensorBoard alone."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        """Record numbers of a step; `timing` goes to the log and TensorBoard alone.
+
+        Raises:
+            CheckpointError: when metrics.jsonl cannot be written.
+        """
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write {self._path}: {error.strerror}; the checkpoints are intact; "
+                f"free some space"
+            ) from error
         self.lines += 1
         shown = {**values, **(timing or {})}
-        for tag, value in shown.items():
-            self._board.add_scalar(tag, value, step)
+        with self._going_on_without_board():
+            for tag, value in shown.items():
+                if self._board is not None:
+                    self._board.add_scalar(tag, value, step)
         line = "  ".join(f"{tag} {value:,.6g}" for tag, value in shown.items())
         if self._bar.disable:
             logger.info("step %d  %s", step, line)
@@ -106,15 +123,18 @@ class Monitor(SilentMonitor):
             for src, ref, hyp in samples
         )
         if text:
-            self._board.add_text("samples", text, step)
+            with self._going_on_without_board():
+                if self._board is not None:
+                    self._board.add_text("samples", text, step)
             self._bar.write(text, file=sys.stderr)
 
     def figures(self, step: int, figures: Mapping[str, "Figure"]) -> None:
         """Show pictures; that no font has some of their characters is told once."""
-        with warnings.catch_warnings(record=True) as caught:
+        with self._going_on_without_board(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for tag, figure in figures.items():
-                self._board.add_figure(tag, figure, step)
+                if self._board is not None:
+                    self._board.add_figure(tag, figure, step)
         missing = [each for each in caught if "missing from font" in str(each.message)]
         for each in caught:
             if each not in missing:
@@ -130,4 +150,17 @@ class Monitor(SilentMonitor):
         """Flush and close everything."""
         self._bar.close()
         self._file.close()
-        self._board.close()
+        with self._going_on_without_board():
+            if self._board is not None:
+                self._board.close()
+
+    @contextmanager
+    def _going_on_without_board(self) -> Iterator[None]:
+        """TensorBoard's pictures of a run are not worth the run: a failure is told once."""
+        try:
+            yield
+        except OSError as error:
+            self._board = None
+            logger.warning(
+                "TensorBoard's files cannot be written: %s; going on without", error.strerror
+            )

@@ -1,14 +1,18 @@
 """What a run says of itself survives a crash and a resume."""
 
+import errno
 import json
 import logging
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightconv_mt.errors import CheckpointError
 from lightconv_mt.train.monitor import Monitor
 
 
@@ -95,3 +99,24 @@ def test_characters_that_no_font_has_are_told_of_once(
         "pictures: no font here has some of the characters; install one that does, such as "
         "Noto Sans CJK"
     ]
+
+
+def test_a_full_disk_costs_the_board_and_is_named_for_the_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monitor = Monitor(tmp_path, step=0, lines=0, max_steps=10)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(monitor._board, "add_scalar", full)
+    for step in (1, 2):
+        monitor.metrics(step, {"train/loss": 1.0})
+        monitor.samples(step, [("a", "b", "c")])
+    assert caplog.text.count("TensorBoard's files cannot be written: No space left") == 1
+    assert monitor.lines == 2
+    monitor._file.close()
+    monitor._file = cast(Any, SimpleNamespace(write=full, flush=full, close=lambda: None))
+    with pytest.raises(CheckpointError, match=r"cannot write .*metrics\.jsonl: No space left"):
+        monitor.metrics(3, {"train/loss": 1.0})
+    monitor.close()
