@@ -47,7 +47,7 @@ from lightconv_mt.train.loop import Trainer
 from lightconv_mt.train.memory import bound_kernel_cache, keep_freed_memory
 from lightconv_mt.train.monitor import Monitor, SilentMonitor
 from lightconv_mt.train.signals import SignalFlag
-from lightconv_mt.train.storage import replace_text
+from lightconv_mt.train.storage import remove_folder, replace_text
 from lightconv_mt.typed import to_plain
 from lightconv_mt.validation import Validator
 
@@ -112,6 +112,8 @@ def _train(
     if trainer.finished() and (run_dir / "bleu.json").exists():
         logger.info("%s is finished; nothing to do", run_dir)
         return 0
+    if distributed.is_main:
+        (run_dir / "bleu.json").unlink(missing_ok=True)  # of a former end, which this goes beyond
     state = trainer.state
     monitor = (
         Monitor(
@@ -362,7 +364,7 @@ def _finish(
     model = validator.model.eval()
     distributed.wait()  # until the main process has saved what all read
     if config.checkpoint.average_last:
-        paths = [store.path(step) for step in store.steps()[-config.checkpoint.average_last :]]
+        paths = store.last_whole(config.checkpoint.average_last)
         folder = run_dir / "average"
         with distributed.main_first():
             if distributed.is_main:
@@ -375,6 +377,8 @@ def _finish(
             "bleu": averaged.value,
             "signature": averaged.signature,
         }
+    elif distributed.is_main and (run_dir / "average").exists():
+        remove_folder(run_dir / "average")  # of a former end
     best = store.best_step()
     if best is not None:
         load_model_tensors(model, load_weights(store.path(best)), source=store.path(best))

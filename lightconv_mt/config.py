@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig
 from lightconv_mt.data.tokenizer import TokenizerConfig, Vocabulary
-from lightconv_mt.decode.config import DecodeConfig
+from lightconv_mt.decode.config import MAX_SEED, DecodeConfig
 from lightconv_mt.decode.long_lines import LongLines
 from lightconv_mt.errors import CheckpointError, ConfigError
 from lightconv_mt.evaluation.contradictions import contradiction
@@ -153,8 +153,8 @@ class TrainRunConfig:
 
     def __post_init__(self) -> None:
         _check_run_dir(self.run_dir)
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}; give 0 or more")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(f"seed is {self.seed}; give 0 to {MAX_SEED}")
         if self.runtime.precision is Precision.int8:
             raise ConfigError("runtime.precision=int8 is for translation; train with fp32 or bf16")
         if self.data.valid is None:

@@ -46,6 +46,7 @@ from lightconv_mt.train.checkpoint import (
     CheckpointStore,
     load_model_tensors,
     load_weights,
+    weights_digest,
 )
 from lightconv_mt.train.config import LoopConfig
 from lightconv_mt.train.distributed import Distributed
@@ -533,6 +534,28 @@ def test_more_steps_continue_the_same_run(configure: Configure) -> None:
     assemble.train(longer)
     ours, theirs = weights(straight), weights(longer)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_run_that_goes_beyond_its_end_has_no_end_until_the_new_one(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(steps=3)
+    assemble.train(config)
+    average = Path(config.run_dir, "average")
+    before = weights_digest(average)
+    config.train.max_steps = 6
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(assemble, "write_average", stop)
+        assemble.train(config)
+    assemble.train(config)
+    assert weights_digest(average) != before
+    config.train.max_steps, config.checkpoint = 7, replace(config.checkpoint, average_last=0)
+    assemble.train(config)
+    assert not average.exists()
 
 
 def test_another_configuration_is_refused_with_both_values(configure: Configure) -> None:

@@ -173,7 +173,8 @@ class Trainer:
                 self._restart_clock()
             if self._saves_at(state.step) and not self._validation_is_due():
                 self._save(monitor)
-        self._save(monitor, last=True)
+        if self.state.step:  # a signal may have come before the first one
+            self._save(monitor, last=True)
         return self.state
 
     def finished(self) -> bool:
@@ -282,6 +283,7 @@ class Trainer:
         state = self.state
         state.epoch, state.index, state.tokens = failed.epoch, failed.index, failed.tokens
         state.rewinds, state.skipped_steps = failed.rewinds + 1, failed.skipped_steps
+        state.skipped_in_a_row = 0  # of the checkpoint, which may lie among the failed steps
         monitor.rewind(state.metric_lines)
         self._restart_clock()
         logger.warning("%s; going on from step %d, behind that data", why, state.step)

@@ -250,6 +250,32 @@ def test_gradients_that_stay_infinite_lead_back_to_a_checkpoint_then_to_the_end(
     assert written == sorted(written)
 
 
+def test_a_checkpoint_among_failed_steps_is_a_new_beginning_of_their_count(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Trainer._update
+
+    def poison(self: Trainer, lr: float) -> float | None:
+        if 5 <= self.state.epoch * 5 + self.state.index < 5 + 4:
+            next(self.model.parameters()).grad[0, 0] = float("inf")
+        return update(self, lr)
+
+    monkeypatch.setattr(Trainer, "_update", poison)
+    trainer, monitor = build(loop={"max_skipped_steps": 3}, save_every_steps=1)
+    train(trainer, monitor)
+    assert trainer.state.rewinds == 1
+
+
+def test_a_signal_before_the_first_step_leaves_no_checkpoint(build: Build) -> None:
+    trainer, monitor = build()
+    with SignalFlag() as signals:
+        signals.received = signal.SIGTERM
+        trainer.run(monitor, signals)
+    monitor.close()
+    assert trainer.store.steps() == []
+    assert not (trainer.store.folder / "best").exists()
+
+
 def test_the_moving_average_is_of_finite_updates_and_returns_with_its_checkpoint(
     build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
