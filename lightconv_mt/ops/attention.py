@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightconv_mt.ops.dispatch import Backend, choose
-from lightconv_mt.ops.library import NO_MEMORY, load_library
+from lightconv_mt.ops.library import load_library
 from lightconv_mt.ops.native import KERNEL_TYPES, rows
 from lightconv_mt.ops.register import refuse_second_derivative, register_op
 
@@ -115,7 +115,7 @@ def _run(
         KERNEL_TYPES[query.dtype],
         dropout,
     )
-    if getattr(load_library(), name)(call) == NO_MEMORY:
+    if getattr(load_library(), name)(call):
         raise MemoryError(f"{name}: not enough memory for {tuple(query.shape)}")
 
 

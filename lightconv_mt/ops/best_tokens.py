@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightconv_mt.ops.dispatch import Backend
-from lightconv_mt.ops.library import NO_MEMORY, load_library
+from lightconv_mt.ops.library import enough_memory, load_library
 from lightconv_mt.ops.native import KERNEL_TYPES
 
 _CALL = struct.Struct("=2Q4q")  # `Call` and `RankCall` of csrc/best_tokens.cpp
@@ -91,8 +91,6 @@ def best_continuations(
         KERNEL_TYPES[logits.dtype],
     )
     code = load_library().lcmt_best_continuations(call)
-    if code == NO_MEMORY:
-        raise MemoryError(f"lcmt_best_continuations: not enough memory for {tuple(logits.shape)}")
-    if code:
+    if enough_memory(code, "lcmt_best_continuations", logits.shape):
         raise TypeError(f"lcmt_best_continuations: no kernel for {logits.dtype}")
     return scores, rows, words

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightconv_mt.ops.dispatch import Backend
-from lightconv_mt.ops.library import NO_MEMORY, load_library
+from lightconv_mt.ops.library import enough_memory, load_library
 from lightconv_mt.ops.native import KERNEL_TYPES
 
 _CALL = struct.Struct("=3Q6q4d")  # `Call` of csrc/cross_entropy.cpp
@@ -90,9 +90,7 @@ def cross_entropy_(
             smoothing.agreement / 4,
         )
         code = load_library().lcmt_cross_entropy(call)
-        if code == NO_MEMORY:
-            raise MemoryError(f"cross-entropy: not enough memory for {tuple(logits.shape)}")
-        if code:
+        if enough_memory(code, "cross-entropy", logits.shape):
             raise IndexError(f"a target is not in 0..{vocab_size - 1}, the rows of the vocabulary")
         loss, nll, divergence = losses.sum(0).unbind()
     elif backend is Backend.triton:

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +32,22 @@ NO_MEMORY = 3  # kNoMemory of csrc/memory.h
 
 class NativeUnavailableError(RuntimeError):
     """There are no native kernels here, and why."""
+
+
+def enough_memory(code: int, name: str, shape: Sequence[int]) -> int:
+    """The code that a kernel returned, if it had enough memory.
+
+    Args:
+        code: as returned.
+        name: of the kernel.
+        shape: of what it was given.
+
+    Raises:
+        MemoryError: when it had not.
+    """
+    if code == NO_MEMORY:
+        raise MemoryError(f"{name}: not enough memory for {tuple(shape)}")
+    return code
 
 
 @cache
@@ -65,7 +81,8 @@ def build_library(march: str, *sources: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         recipe = Recipe(compiler, (*flags, "-fopenmp"), sources)
-        if found := _whole(folder, recipe.key):
+        key = recipe.key()
+        if found := _whole(folder, key):
             return found
         if not _has_openmp(recipe):
             logger.warning(
@@ -74,8 +91,9 @@ def build_library(march: str, *sources: str) -> Path:
                 " ".join(compiler),
             )
             recipe = Recipe(compiler, flags, sources)
+            key = recipe.key()
         with _alone_in(folder):
-            return _whole(folder, recipe.key) or _build(folder, recipe)
+            return _whole(folder, key) or _build(folder, key, recipe)
     except subprocess.TimeoutExpired as error:
         raise NativeUnavailableError(f"the kernels cannot be built: {error}") from error
     except OSError as error:
@@ -99,7 +117,6 @@ class Recipe:
     flags: tuple[str, ...]
     sources: tuple[str, ...]
 
-    @property
     def key(self) -> str:
         """Digest of this, the compiler's version, the processor and every file of csrc/."""
         version = subprocess.run(
@@ -155,7 +172,7 @@ def _library_name(key: str, path: Path) -> str:
     return f"{key}-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}.so"
 
 
-def _build(folder: Path, recipe: Recipe) -> Path:
+def _build(folder: Path, key: str, recipe: Recipe) -> Path:
     logger.info("building the CPU kernels, once, in %s", folder)
     with TemporaryDirectory(prefix="building-", dir=folder) as place:
         objects = [Path(place, source).with_suffix(".o") for source in recipe.sources]
@@ -165,7 +182,7 @@ def _build(folder: Path, recipe: Recipe) -> Path:
         )
         built = Path(place, "kernels.so")
         _run_all([recipe.command("-shared", *objects, "-o", built)])
-        path = folder / _library_name(recipe.key, built)
+        path = folder / _library_name(key, built)
         os.replace(built, path)
     return path
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightconv_mt.ops.dispatch import COMPILED, Backend, choose
-from lightconv_mt.ops.library import NO_MEMORY, load_library
+from lightconv_mt.ops.library import enough_memory, load_library
 from lightconv_mt.ops.masks import keep_mask
 from lightconv_mt.ops.native import KERNEL_TYPES
 from lightconv_mt.ops.register import refuse_second_derivative, register_op, triton_function
@@ -127,10 +127,7 @@ def _run(
         dropout,
         eps,
     )
-    code = getattr(load_library(), name)(call)
-    if code == NO_MEMORY:
-        raise MemoryError(f"{name}: not enough memory for {tuple(shape)}")
-    if code:
+    if enough_memory(getattr(load_library(), name)(call), name, shape):
         raise TypeError(f"{name} cannot join {' and '.join(map(str, dtypes[:2]))}")
 
 

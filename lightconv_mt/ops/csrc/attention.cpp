@@ -275,10 +275,7 @@ void run(const Call& call, bool backward) {
 }
 
 int run_typed(const Call& call, bool backward) {
-  return attempt([&] {
-    return by_type(call.type,
-                   [&](auto element) { return run<decltype(element)>(call, backward), 0; });
-  });
+  return by_type(call.type, [&](auto element) { return run<decltype(element)>(call, backward), 0; });
 }
 
 }  // namespace

@@ -71,10 +71,8 @@ int lcmt_log_partition(const Call* call) {
   });
 }
 int lcmt_best_continuations(const RankCall* call) {
-  return attempt([&] {
-    return by_type(call->type, [&](auto element) {
-      return best_continuations<decltype(element)>(*call), 0;
-    });
+  return by_type(call->type, [&](auto element) {
+    return best_continuations<decltype(element)>(*call), 0;
   });
 }
 }

@@ -328,10 +328,8 @@ void run(const Call& call, bool dynamic, bool backward) {
 }
 
 int dispatch(const Call* call, bool dynamic, bool backward) {
-  return attempt([&] {
-    return by_type(call->type, [&](auto element) {
-      return run<decltype(element)>(*call, dynamic, backward), 0;
-    });
+  return by_type(call->type, [&](auto element) {
+    return run<decltype(element)>(*call, dynamic, backward), 0;
   });
 }
 
@@ -344,9 +342,7 @@ int lcmt_lightconv_backward(const Call* call) { return dispatch(call, false, tru
 int lcmt_dynamicconv(const Call* call) { return dispatch(call, true, false); }
 int lcmt_dynamicconv_backward(const Call* call) { return dispatch(call, true, true); }
 int lcmt_step(const StepCall* call) {
-  return attempt([&] {
-    return by_type(call->type,
-                   [&](auto element) { return Step<decltype(element)>{*call}.run(), 0; });
-  });
+  return by_type(call->type,
+                 [&](auto element) { return Step<decltype(element)>{*call}.run(), 0; });
 }
 }
