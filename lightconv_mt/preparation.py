@@ -9,7 +9,7 @@ from lightconv_mt.config import PrepareConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat, files_of
 from lightconv_mt.data.prepare import PARTS, prepare_corpus
 from lightconv_mt.errors import ConfigError
-from lightconv_mt.run_folder import check_same, lock_run
+from lightconv_mt.run_folder import check_same, lock_run, writing
 from lightconv_mt.train.storage import replace_text
 from lightconv_mt.typed import read_yaml, to_plain, to_yaml
 
@@ -24,31 +24,26 @@ def prepare_data(config: PrepareConfig) -> int:
     folder = Path(config.out)
     started, finished = folder / "prepare.yaml", folder / "data" / "prepared.yaml"
     ready = prepared(config.data, folder)
-    with lock_run(folder, key="out", work="filled"):
-        try:
-            if started.exists():
-                then, now = read_yaml(started), to_plain(config)
-                check_same(folder, then, now, free=FREE_KEYS, remedy="choose another out")
-            else:
-                _check_free(folder, ready)
-                replace_text(started, to_yaml(config))
-            gone = [path for path in _text_files(ready) if not path.exists()]
-            if finished.exists() and gone:
-                logger.warning("%s is gone; all is written anew", gone[0])
-                finished.unlink()
-            if not finished.exists():
-                prepare_corpus(
-                    config.data,
-                    folder,
-                    hold_out_every=config.hold_out_every,
-                    part_pairs=config.part_pairs,
-                )
-                finished.parent.mkdir(exist_ok=True)
-                replace_text(finished, to_yaml(ready))
-        except OSError as error:
-            raise ConfigError(
-                f"cannot write out={folder}: {error.strerror}; choose another folder"
-            ) from error
+    with lock_run(folder, key="out", work="filled"), writing(folder, key="out"):
+        if started.exists():
+            then, now = read_yaml(started), to_plain(config)
+            check_same(folder, then, now, free=FREE_KEYS, remedy="choose another out")
+        else:
+            _check_free(folder, ready)
+            replace_text(started, to_yaml(config))
+        gone = [path for path in _text_files(ready) if not path.exists()]
+        if finished.exists() and gone:
+            logger.warning("%s is gone; all is written anew", gone[0])
+            finished.unlink()
+        if not finished.exists():
+            prepare_corpus(
+                config.data,
+                folder,
+                hold_out_every=config.hold_out_every,
+                part_pairs=config.part_pairs,
+            )
+            finished.parent.mkdir(exist_ok=True)
+            replace_text(finished, to_yaml(ready))
     quoted = shlex.quote(str(folder))
     logger.info("%s is ready: lcmt-train --config-dir %s data=prepared", folder, quoted)
     return 0

@@ -40,6 +40,21 @@ FREE_KEYS = (
 
 
 @contextmanager
+def writing(folder: Path, *, key: str = "run_dir") -> Iterator[None]:
+    """Turn what the disk refuses into one line, in which `key` of the configuration is the folder.
+
+    Raises:
+        ConfigError: when something cannot be read or written there.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {key}={folder}: {error.strerror}; choose another folder"
+        ) from error
+
+
+@contextmanager
 def lock_run(run_dir: Path, *, key: str = "run_dir", work: str = "trained") -> Iterator[None]:
     """Hold a folder, creating it if need be, so that a second process is refused.
 
@@ -54,13 +69,9 @@ def lock_run(run_dir: Path, *, key: str = "run_dir", work: str = "trained") -> I
         ConfigError: when another process holds it, or it cannot be written.
     """
     path = run_dir / "lock"
-    try:
+    with writing(run_dir, key=key):
         run_dir.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {key}={run_dir}: {error.strerror}; choose another folder"
-        ) from error
     with file:
         try:
             portalocker.lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
@@ -85,13 +96,9 @@ def open_run(run_dir: Path, config: TrainRunConfig) -> CheckpointStore:
     """
     path, text = run_dir / "config.yaml", to_yaml(config)
     store = check_run(run_dir, config)
-    try:
+    with writing(run_dir):
         if not path.exists() or path.read_text() != text:
             replace_text(path, text)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write run_dir={run_dir}: {error.strerror}; choose another folder"
-        ) from error
     store.remove_leftovers()
     return store
 
@@ -128,7 +135,7 @@ def check_corpus(run_dir: Path, config: TrainRunConfig, digest: str, *, save: bo
         ConfigError: when the folder cannot be written.
     """
     path = run_dir / "corpus.sha256"
-    try:
+    with writing(run_dir):
         then = path.read_text().strip() if path.exists() else None
         if then not in (None, digest) and CheckpointStore(run_dir, config.checkpoint).steps():
             raise DataError(
@@ -138,10 +145,6 @@ def check_corpus(run_dir: Path, config: TrainRunConfig, digest: str, *, save: bo
             )
         if save and then != digest:
             replace_text(path, f"{digest}\n")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write run_dir={run_dir}: {error.strerror}; choose another folder"
-        ) from error
 
 
 def check_writable(run_dir: Path) -> None:
@@ -150,14 +153,10 @@ def check_writable(run_dir: Path) -> None:
     Raises:
         ConfigError: when it could not.
     """
-    try:
+    with writing(run_dir):
         there = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
         with TemporaryDirectory(dir=there):
             pass
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write run_dir={run_dir}: {error.strerror}; choose another folder"
-        ) from error
 
 
 def run_tokenizers(run_dir: Path, config: TrainRunConfig, *, save: bool = True) -> TokenizerPair:
