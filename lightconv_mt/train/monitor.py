@@ -106,10 +106,8 @@ class Monitor(SilentMonitor):
             ) from error
         self.lines += 1
         shown = {**values, **(timing or {})}
-        with self._going_on_without_board():
-            for tag, value in shown.items():
-                if self._board is not None:
-                    self._board.add_scalar(tag, value, step)
+        for tag, value in shown.items():
+            self._on_board("add_scalar", tag, value, step)
         line = "  ".join(f"{tag} {value:,.6g}" for tag, value in shown.items())
         if self._bar.disable:
             logger.info("step %d  %s", step, line)
@@ -123,18 +121,15 @@ class Monitor(SilentMonitor):
             for src, ref, hyp in samples
         )
         if text:
-            with self._going_on_without_board():
-                if self._board is not None:
-                    self._board.add_text("samples", text, step)
+            self._on_board("add_text", "samples", text, step)
             self._bar.write(text, file=sys.stderr)
 
     def figures(self, step: int, figures: Mapping[str, "Figure"]) -> None:
         """Show pictures; that no font has some of their characters is told once."""
-        with self._going_on_without_board(), warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for tag, figure in figures.items():
-                if self._board is not None:
-                    self._board.add_figure(tag, figure, step)
+                self._on_board("add_figure", tag, figure, step)
         missing = [each for each in caught if "missing from font" in str(each.message)]
         for each in caught:
             if each not in missing:
@@ -150,9 +145,13 @@ class Monitor(SilentMonitor):
         """Flush and close everything."""
         self._bar.close()
         self._file.close()
-        with self._going_on_without_board():
-            if self._board is not None:
-                self._board.close()
+        self._on_board("close")
+
+    def _on_board(self, method: str, *what: object) -> None:
+        """Call a method of TensorBoard's writer, if there still is one."""
+        if self._board is not None:
+            with self._going_on_without_board():
+                getattr(self._board, method)(*what)
 
     @contextmanager
     def _going_on_without_board(self) -> Iterator[None]:
