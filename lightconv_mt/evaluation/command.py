@@ -10,7 +10,7 @@ from lightconv_mt.errors import DataError
 from lightconv_mt.evaluation.data import TestData, read_test_data
 from lightconv_mt.evaluation.likelihood import corpus_likelihood, likelihood_lines
 from lightconv_mt.evaluation.report import report_text, results_json
-from lightconv_mt.evaluation.results import check_scoring, score_systems
+from lightconv_mt.evaluation.results import score_systems, scoring_metrics
 from lightconv_mt.evaluation.systems import read_systems, translate_systems, write_text
 
 logger = logging.getLogger(__name__)
@@ -24,9 +24,9 @@ def evaluate(config: EvalConfig) -> int:
     if config.score:
         _evaluate_likelihood(config, data)
         return 0
-    check_scoring(config, data)
+    metrics = scoring_metrics(config, data)  # before anything is translated: it may be refused
     collect = read_systems if config.hyp else translate_systems
-    found = score_systems(config, data, [*collect(config, data)])
+    found = score_systems(config, data, metrics, [*collect(config, data)])
     _show(report_text(found, config.significance))
     if config.json is not None:
         write_text(config.json, results_json(found))

@@ -49,24 +49,35 @@ class Results:
     unit: str
 
 
-def check_scoring(config: EvalConfig, data: TestData) -> None:
-    """Raise ConfigError, before anything is translated, for what scoring would stumble over."""
-    check_seed()
-    with joined_warnings():
-        _metrics(config, data)
-
-
-def score_systems(config: EvalConfig, data: TestData, systems: Sequence[System]) -> Results:
-    """Score one system, or several against the first.
+def scoring_metrics(config: EvalConfig, data: TestData) -> list["Metric"]:
+    """SacreBLEU's and ROUGE, the paper's scale after them.
 
     Raises:
-        ConfigError: when a tokenizer does not exist or is not installed.
+        ConfigError: for all that scoring would stumble over: a tokenizer that does not exist or is
+            not installed, a seed of resampling that is no number.
     """
+    check_seed()
+    with joined_warnings():
+        metrics = build_metrics(
+            [metric.name for metric in config.metrics],
+            tokenize=config.tokenize,
+            lowercase=config.lowercase,
+            tgt_lang=data.tgt_lang,
+        )
+    if config.paper_scoring:
+        assert data.tgt_lang is not None
+        metrics += paper_metrics(data.tgt_lang, lowercase=config.lowercase)
+    return metrics
+
+
+def score_systems(
+    config: EvalConfig, data: TestData, metrics: list["Metric"], systems: Sequence[System]
+) -> Results:
+    """Score one system, or several against the first, by `scoring_metrics`."""
     references = [[line.rstrip() for line in stream] for stream in data.references]
     outputs = [[line.rstrip() for line in system.hypotheses] for system in systems]
     unit, buckets = _buckets(config, data) if config.by_length else ("", [])
     with joined_warnings():
-        metrics = _metrics(config, data)
         if len(outputs) == 1:
             resamples = config.resamples if config.confidence else 0
             scores = [score_by(metrics, outputs[0], references, resamples=resamples)]
@@ -88,20 +99,6 @@ def score_systems(config: EvalConfig, data: TestData, systems: Sequence[System])
             for system, of_system, lines in zip(systems, scores, outputs, strict=True)
         ]
     return Results(found, buckets, unit)
-
-
-def _metrics(config: EvalConfig, data: TestData) -> list["Metric"]:
-    """SacreBLEU's and ROUGE, the paper's scale after them."""
-    metrics = build_metrics(
-        [metric.name for metric in config.metrics],
-        tokenize=config.tokenize,
-        lowercase=config.lowercase,
-        tgt_lang=data.tgt_lang,
-    )
-    if config.paper_scoring:
-        assert data.tgt_lang is not None
-        metrics += paper_metrics(data.tgt_lang, lowercase=config.lowercase)
-    return metrics
 
 
 def _buckets(config: EvalConfig, data: TestData) -> tuple[str, list[Bucket]]:
