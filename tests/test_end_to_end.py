@@ -692,7 +692,7 @@ def test_patience_and_epochs_end_a_run(configure: Configure) -> None:
     ("damage", "message"),
     [
         (lambda run: (run / "config.yaml").unlink(), "is no run folder"),
-        (lambda run: (run / "tokenizer.model").write_bytes(b""), "no usable tokenizer"),
+        (lambda run: (run / "tokenizer.model").write_bytes(b""), "is not the file that"),
         (lambda run: (run / "average" / "model.safetensors").write_bytes(b"x"), "is damaged"),
         (
             lambda run: (run / "config.yaml").write_text(

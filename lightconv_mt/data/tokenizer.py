@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import sentencepiece
@@ -258,12 +258,17 @@ class TokenizerPair:
         return hashlib.sha256((self.src.digest + self.tgt.digest).encode()).hexdigest()
 
     def save(self, run_dir: Path) -> None:
-        """Write the files of `tokenizer`, or of `tokenizer.src` and then `tokenizer.tgt`."""
+        """Write the files of `tokenizer`, or of `tokenizer.src` and then `tokenizer.tgt`.
+
+        Beside them goes `tokenizer.sha256`, which `sha256sum --check` reads too.
+        """
         if self.joint:
             self.src.save(run_dir, "tokenizer")
         else:
             self.src.save(run_dir, "tokenizer.src")
             self.tgt.save(run_dir, "tokenizer.tgt")
+        sums = [f"{_file_digest(path)}  {path.name}\n" for path in _files(run_dir)]
+        replace_bytes(run_dir / _SUMS, "".join(sums).encode())
 
     @staticmethod
     def is_saved(run_dir: Path) -> bool:
@@ -278,8 +283,9 @@ class TokenizerPair:
         """Read what `save` wrote.
 
         Raises:
-            CheckpointError: when a file is missing or broken.
+            CheckpointError: when a file is missing, broken or not the one that was saved.
         """
+        _check_sums(run_dir)
         joint = any((run_dir / f"tokenizer.{ending}").exists() for ending in _ENDINGS)
         names = ("tokenizer", "tokenizer") if joint else ("tokenizer.src", "tokenizer.tgt")
         try:
@@ -298,6 +304,39 @@ class TokenizerPair:
 
 # Of the file that a tokenizer writes last.
 _ENDINGS = ("model", "dict.txt")
+_SUMS = "tokenizer.sha256"
+
+
+def _files(run_dir: Path) -> list[Path]:
+    """What tokenizers may have written in a run, and is there."""
+    names = product(("tokenizer", "tokenizer.src", "tokenizer.tgt"), (*_ENDINGS, "codes"))
+    paths = [run_dir / f"{name}.{ending}" for name, ending in names]
+    return [path for path in paths if path.exists()]
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _check_sums(run_dir: Path) -> None:
+    """Check that a run's tokenizer is the one it was trained with; older runs do not tell.
+
+    Raises:
+        CheckpointError: naming the first file that is another.
+    """
+    sums = run_dir / _SUMS
+    try:
+        known = sums.read_text(errors="replace") if sums.exists() else ""
+        for path in _files(run_dir) if known else ():
+            if f"{_file_digest(path)}  {path.name}" not in known.splitlines():
+                raise CheckpointError(
+                    f"{path} is not the file that the run was trained with (sha256 in {sums}); "
+                    f"put that one back"
+                )
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read the tokenizer in {run_dir}: {error.strerror}; make it readable"
+        ) from error
 
 
 def build_tokenizers(

@@ -2,6 +2,8 @@
 
 import io
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,35 @@ def test_broken_models_are_refused(tmp_path: Path, content: bytes) -> None:
         Tokenizer.load(path)
     with pytest.raises(CheckpointError, match="has no usable tokenizer"):
         TokenizerPair.load(tmp_path, TokenizerConfig())
+
+
+@pytest.mark.parametrize("vocabulary", Vocabulary)
+def test_another_tokenizer_than_the_saved_one_is_refused(
+    vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    config = TokenizerConfig(vocab_size=300, vocabulary=vocabulary)
+    for name, texts in {"run": (TEXT, GERMAN), "other": (GERMAN, GERMAN + TEXT[:90])}.items():
+        (tmp_path / name).mkdir()
+        build_tokenizers(config, *texts).save(tmp_path / name)
+    run, other = tmp_path / "run", tmp_path / "other"
+    subprocess.run(["sha256sum", "--check", "tokenizer.sha256"], cwd=run, check=True)
+    joint = vocabulary is Vocabulary.joint
+    name = "tokenizer.model" if joint else "tokenizer.tgt.model"
+    kept = (run / name).read_bytes()
+    shutil.copy(other / name, run)
+    with pytest.raises(CheckpointError, match=f"{name} is not the file that the run was trained"):
+        TokenizerPair.load(run, config)
+    (run / name).write_bytes(kept)
+    assert TokenizerPair.load(run, config).joint == joint
+    # One more, which would be read in place of the two, or of none.
+    extra = "tokenizer.src.model" if joint else "tokenizer.model"
+    (run / extra).write_bytes(kept)
+    with pytest.raises(CheckpointError, match=f"{extra} is not the file"):
+        TokenizerPair.load(run, config)
+    (run / extra).unlink()
+    (run / "tokenizer.sha256").unlink()  # as in a run of before
+    shutil.copy(other / name, run)
+    TokenizerPair.load(run, config)
 
 
 def test_a_truncated_model_never_passes_for_the_whole(tokenizer: Tokenizer) -> None:
