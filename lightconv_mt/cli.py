@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from lightconv_mt import __version__
-from lightconv_mt.errors import LcmtError
+from lightconv_mt.errors import LcmtError, MemoryLimitError, is_out_of_memory
 
 # Command, named as its primary config -> class of its configuration.
 ROOTS = {
@@ -116,12 +116,25 @@ def _guarded(function: Callable[[], int]) -> int:
         sys.stdout.flush()
         return code
     except LcmtError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return error.exit_code
+        return _tell(error)
     except BrokenPipeError:
         # Python flushes standard output once more at exit, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception:
+    except Exception as error:
+        if is_out_of_memory(error):
+            cause = str(error).partition("DefaultCPUAllocator: ")[2] or str(error) or "no memory"
+            return _tell(
+                MemoryLimitError(
+                    f"{cause}; free some, or lower what fills it: the tokens of a batch "
+                    f"(max_tokens, batch.max_tokens), the beam, the model"
+                )
+            )
         traceback.print_exc()
         return 1
+
+
+def _tell(error: LcmtError) -> int:
+    """Print an error as one line; returns its exit code."""
+    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    return error.exit_code

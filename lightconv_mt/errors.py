@@ -39,7 +39,7 @@ class DivergenceError(LcmtError):
 
 
 class MemoryLimitError(LcmtError):
-    """Not even a single sentence fits into memory."""
+    """There is not enough memory, be it for a single sentence."""
 
     exit_code = 6
 
@@ -48,6 +48,13 @@ class ProcessError(LcmtError):
     """Another process of the same training run is gone or does not answer."""
 
     exit_code = 7
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python or torch says that there was not enough memory."""
+    gpu = type(error).__name__ == "OutOfMemoryError"  # torch's; torch may not be imported yet
+    # What torch raises on CPUs has no class of its own.
+    return isinstance(error, MemoryError) or gpu or "DefaultCPUAllocator" in str(error)
 
 
 def suggest(given: str, options: Iterable[str]) -> str:

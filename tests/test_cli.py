@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lightconv_mt import cli
 from lightconv_mt.scoring import score
@@ -140,6 +142,18 @@ def test_a_defect_shows_its_traceback(
     monkeypatch.setattr(cli, "_compose_and_run", fail)
     assert cli.main("train", []) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(1 << 50), lambda: bytearray(1 << 50)])
+def test_too_little_memory_anywhere_has_its_code_and_one_line(
+    allocate: Callable[[], object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cli, "_compose_and_run", lambda command, arguments: allocate())
+    assert cli.main("train", []) == 6
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"error: (can't allocate memory: .* \d{16} bytes|no memory).*; free some", line)
 
 
 def test_a_filter_prints_its_lines_and_nothing_else(run_dir: Path) -> None:

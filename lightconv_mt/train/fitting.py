@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 
 from lightconv_mt.data.batching import Batch
-from lightconv_mt.errors import MemoryLimitError
+from lightconv_mt.errors import MemoryLimitError, is_out_of_memory
 
 Found = TypeVar("Found")
 
@@ -42,7 +42,7 @@ def in_pieces_that_fit(
         try:
             return run([part for each in batches for part in each.split(pieces)])
         except (MemoryError, RuntimeError) as error:  # torch has an error of its own for GPUs only
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         # Out of the handler, so that the error holds no tensor any more.
         forget()
@@ -66,9 +66,3 @@ def in_pieces_that_fit(
             "avoids this)",
             *(step, shapes, pieces),
         )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return "DefaultCPUAllocator" in str(error)  # what torch raises on CPUs has no class
