@@ -203,6 +203,7 @@ def build_validator(
 
     Raises:
         DataError: when that set is empty.
+        ConfigError: when BLEU of the target language cannot be had.
     """
     assert config.data.valid is not None
     held_out = list(read_source(config.data.valid, config.data))

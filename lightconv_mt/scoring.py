@@ -180,8 +180,8 @@ def build_metric(
     except (RuntimeError, ImportError, OSError) as error:
         wanted = f"tokenize={tokenize}" if tokenize else f"the BLEU tokenizer of {tgt_lang!r}"
         raise ConfigError(
-            f"{wanted} cannot be used ({' '.join(str(error).split())}); make it available or set "
-            f"tokenize=char or tokenize=13a"
+            f"{wanted} cannot be used ({' '.join(str(error).split())}); make it available; "
+            f"lcmt-eval takes tokenize=char or tokenize=13a too"
         ) from error
 
 

@@ -12,7 +12,7 @@ from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.model.transformer import Seq2SeqTransformer
-from lightconv_mt.scoring import Score, score
+from lightconv_mt.scoring import Score, build_metric, joined_warnings, score_by
 from lightconv_mt.train.distributed import Distributed
 from lightconv_mt.train.loss import LabelSmoothedLoss, sum_loss
 from lightconv_mt.train.pictures import draw_model
@@ -48,10 +48,15 @@ class Validator:
             num_samples: translations to show.
             tgt_lang: decides BLEU's tokenisation.
             distributed: processes that share the work and are called together.
+
+        Raises:
+            ConfigError: when BLEU's tokenizer of that language is not installed.
         """
         assert isinstance(translator.model, Seq2SeqTransformer), type(translator.model)
         self.translator, self.model, self.pairs = translator, translator.model, pairs
-        self.decode, self.tgt_lang, self.distributed = decode, tgt_lang, distributed
+        self.decode, self.distributed = decode, distributed
+        lowercase = translator.tokenizers.tgt.lowercase
+        self.metric = build_metric("bleu", lowercase=lowercase, tgt_lang=tgt_lang)
         self.loss = LabelSmoothedLoss(label_smoothing, backend=self.model.backend)
         self.batches = _batches(pairs, translator.tokenizers, batch)
         self.max_tokens = batch.max_tokens
@@ -88,13 +93,8 @@ class Validator:
 
     def score(self, hypotheses: list[str]) -> Score:
         """Detokenised BLEU with its signature, without case where the model has none."""
-        return score(
-            hypotheses,
-            [[pair.tgt for pair in self.pairs]],
-            metrics=["bleu"],
-            lowercase=self.translator.tokenizers.tgt.lowercase,
-            tgt_lang=self.tgt_lang,
-        )[0]
+        with joined_warnings():
+            return score_by([self.metric], hypotheses, [[pair.tgt for pair in self.pairs]])[0]
 
     def _figures(self) -> "dict[str, Figure]":
         if not self.shown:

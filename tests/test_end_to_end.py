@@ -438,6 +438,21 @@ def test_outputs_begin_as_asked(configure: Configure, tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_could_not_be_scored_does_not_begin(
+    configure: Configure, data: CorpusConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sacrebleu.tokenizers import tokenizer_ja_mecab
+
+    monkeypatch.setattr(tokenizer_ja_mecab, "MeCab", None)  # as where it is not installed
+    config = configure(steps=1, data=replace(data, tgt_lang="ja"))
+    for function in (rehearse, assemble.train):
+        with pytest.raises(
+            ConfigError, match=r"tokenizer of 'ja' cannot be used .*sacrebleu\[ja\]"
+        ):
+            function(config)
+    assert not Path(config.run_dir, "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_a_validation_sees_the_weights_that_are_saved_with_it(
     configure: Configure, ema: float
