@@ -1,5 +1,6 @@
 """From the words of a command line to configurations: Hydra, told the schemas and kept quiet."""
 
+import hashlib
 import os
 import re
 import sys
@@ -80,10 +81,19 @@ def compose(command: str, arguments: list[str], *, root: type, registers: Regist
         raise explained from error
     if options.multirun and command == "train":  # a folder of its own for each run of the sweep
         for config, (_, name, _) in zip(configs, composed, strict=True):
-            config["run_dir"] = os.path.join(config["run_dir"], name.replace("/", "_"))
+            config["run_dir"] = os.path.join(config["run_dir"], _folder_name(name))
     for config, (_, _, words) in zip(configs, composed, strict=True):
         inherit(config, words)
     return configs
+
+
+def _folder_name(words: str) -> str:
+    """Overrides as the name of a folder; a file system takes 255 bytes of it."""
+    name = words.replace("/", "_").encode()
+    if len(name) > 255:
+        end = f"...{hashlib.sha256(name).hexdigest()[:12]}".encode()
+        name = name[: 255 - len(end)] + end
+    return name.decode(errors="ignore")
 
 
 def register_schemas(roots: dict[str, type], *, registers: Registers) -> None:

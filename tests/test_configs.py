@@ -407,6 +407,18 @@ def test_a_sweep_gives_each_run_a_folder_of_its_own() -> None:
     ]
 
 
+def test_the_folder_of_a_sweep_of_many_words_can_be_made(tmp_path: Path) -> None:
+    root, registers = read_root("TrainRunConfig")
+    path = "ü/" * 150
+    words = ["experiment=demo", f"run_dir={tmp_path}", f"tokenizer.src_model='{path}'"]
+    configs = compose("train", [*words, "--multirun", "seed=1,2"], root=root, registers=registers)
+    folders = [Path(each["run_dir"]) for each in configs]
+    for folder in folders:
+        folder.mkdir()
+        assert folder.parent == tmp_path
+        assert folder.name.startswith("experiment=demo,")
+
+
 def test_yaml_runs_no_code_and_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     config = composed("train", "experiment=demo")
     text = to_yaml(config)
