@@ -24,6 +24,8 @@ from lightconv_mt.typed import Registers, build_typed, read_yaml
 
 Root = TypeVar("Root")
 
+MAX_THREADS = 1024
+
 # Config groups whose options are classes of their own: type of the field, and register by `name`.
 REGISTERS: Registers = {
     "model/mixer": (MixerConfig, MIXERS),
@@ -108,9 +110,10 @@ class RuntimeConfig:
     timeout_seconds: float = 600.0  # to wait for a process that does not answer
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
+        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
             raise ConfigError(
-                f"runtime.threads is {self.threads}; give 1 or more, or null for torch's choice"
+                f"runtime.threads is {self.threads}; give 1 to {MAX_THREADS}, or null for torch's "
+                f"choice"
             )
         if not self.timeout_seconds > 0.0:
             raise ConfigError(

@@ -120,7 +120,8 @@ def configure(data: CorpusConfig, tmp_path: Path) -> Configure:
             "optim": OptimConfig(lr=4e-3),
             "schedule": InverseSqrtConfig(warmup_steps=60),
             "train": LoopConfig(
-                max_steps=steps, validate_every_steps=3, log_every_steps=2, **(train or {})
+                **{"validate_every_steps": 3, "log_every_steps": 2, **(train or {})},
+                max_steps=steps,
             ),
             "checkpoint": CheckpointConfig(save_every_steps=1, keep_last=4, average_last=2),
             "decode": DecodeConfig(beam_size=1, max_length_extra=5),
@@ -667,13 +668,14 @@ def test_updates_that_are_not_finite_are_skipped(
         return norm
 
     monkeypatch.setattr(Trainer, "_update", poison)
-    config = configure(steps=6)
+    config = configure(steps=6, train={"log_every_steps": 1})
     assert assemble.train(config) == 0
     assert "step 3: the gradient is not finite; update skipped" in caplog.text
-    last = [
-        json.loads(line) for line in Path(config.run_dir, "metrics.jsonl").read_text().splitlines()
-    ][-2]
-    assert last["train/skipped_steps"] == 1
+    lines = Path(config.run_dir, "metrics.jsonl").read_text().splitlines()
+    logged = [found for line in lines if "train/lr" in (found := json.loads(line))]
+    assert [each["train/skipped_steps"] for each in logged] == [0, 0, 1, 1, 1, 1]
+    # A step that was not taken has no loss.
+    assert ["train/loss" in each for each in logged] == [True, True, False, True, True, True]
 
 
 def test_a_second_trainer_is_refused_and_a_dead_one_is_no_hindrance(configure: Configure) -> None:

@@ -51,11 +51,12 @@ class BatchConfig:
                 f"batch.truncate_source is {self.truncate_source}; give 1 or more, and less than "
                 f"batch.max_length ({self.max_length}), or null to cut nothing"
             )
-        if self.max_length > self.max_tokens:
-            raise ConfigError(
-                f"batch.max_length is {self.max_length}, more than batch.max_tokens "
-                f"({self.max_tokens}); lower it"
-            )
+        for key in ("max_length", "pad_multiple"):
+            if getattr(self, key) > self.max_tokens:
+                raise ConfigError(
+                    f"batch.{key} is {getattr(self, key)}, more than batch.max_tokens "
+                    f"({self.max_tokens}); lower it"
+                )
 
     def cut(self, source: Ids) -> Ids:
         """Ids of a source, EOS at the end, without what `truncate_source` leaves out."""

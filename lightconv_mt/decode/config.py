@@ -123,11 +123,12 @@ class DecodeConfig:
                 raise ConfigError(
                     f"decode.{key} is {getattr(self, key)}; give a number above 0{above}"
                 )
-        if self.temperature != 1.0 and not self.sampling:
-            raise ConfigError(
-                f"decode.temperature is {self.temperature}, but it is of sampling; "
-                f"set decode.sampling=true, or leave it out"
-            )
+        for key, neutral in {"temperature": 1.0, "top_k": 0, "top_p": 1.0}.items():
+            if getattr(self, key) != neutral and not self.sampling:
+                raise ConfigError(
+                    f"decode.{key} is {getattr(self, key)}, but it is of sampling; "
+                    f"set decode.sampling=true, or leave it out"
+                )
         if not 0 <= self.seed <= MAX_SEED:
             raise ConfigError(f"decode.seed is {self.seed}; give 0 to {MAX_SEED}")
         for key in ("length_penalty", "unk_penalty", "word_reward"):

@@ -15,7 +15,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from lightconv_mt.data.batching import Batch
-from lightconv_mt.errors import ProcessError
+from lightconv_mt.errors import ConfigError, ProcessError
 
 Value = TypeVar("Value")
 
@@ -191,6 +191,17 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def _meet(timeout: timedelta) -> tuple[Any, int, int]:
+    """The processes' common store, and this one's place among how many."""
+    try:
+        return next(rendezvous("env://", timeout=timeout))
+    except ValueError as error:
+        raise ConfigError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that there are several processes, but "
+            f"their meeting fails ({error}); start them by torchrun, or unset WORLD_SIZE"
+        ) from error
+
+
 @contextmanager
 def join_processes(
     parallel: Parallel, device: torch.device, timeout_seconds: float
@@ -204,13 +215,14 @@ def join_processes(
 
     Raises:
         ProcessError: when another process is gone or does not answer in time.
+        ConfigError: when the environment has a part only of what `torchrun` sets.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield Distributed(parallel)
         return
     try:
         timeout = timedelta(seconds=timeout_seconds)
-        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        store, rank, size = _meet(timeout)
         if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
             # torchrun's store outlives a restart: without a name of its own a process would find
             # the address that one before it had (pytorch issue 135712).

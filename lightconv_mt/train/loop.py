@@ -304,15 +304,19 @@ class Trainer:
         state.norm_variance = memory * (state.norm_variance + (1 - memory) * apart * apart)
 
     def _flush_log(self) -> dict[str, float]:
-        """Means since the last log line, in nats a target token."""
+        """Means since the last log line, in nats a target token; none where no step was taken."""
         state = self.state
-        tokens, steps = max(state.token_count, 1), max(state.step_count, 1)
+        means = {}
+        if state.step_count:
+            means = {
+                "train/loss": state.loss_sum / state.token_count,
+                "train/nll": state.nll_sum / state.token_count,
+                "train/gradient_norm": state.norm_sum / state.step_count,
+            }
         metrics = {
-            "train/loss": state.loss_sum / tokens,
-            "train/nll": state.nll_sum / tokens,
-            "train/gradient_norm": state.norm_sum / steps,
+            **means,
             "train/lr": self.schedule.lr(state.step - 1, self.optim.lr),
-            "train/tokens_per_step": state.token_count / steps,
+            "train/tokens_per_step": state.token_count / max(state.step_count, 1),
             "train/epoch": state.epoch + state.index / self.batcher.num_batches(state.epoch),
             "train/skipped_steps": state.skipped_steps,
         }

@@ -1,7 +1,7 @@
 """Learning-rate schedules as pure functions of the step (formulas of the paper's recipes)."""
 
 from dataclasses import dataclass
-from math import cos, floor, log, pi, sqrt
+from math import cos, floor, inf, log, pi, sqrt
 from typing import TypeVar
 
 from lightconv_mt.errors import ConfigError
@@ -18,8 +18,7 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         if self.warmup_steps < 1:
             raise ConfigError(f"schedule.warmup_steps is {self.warmup_steps}; give 1 or more")
-        if not self.warmup_init_lr >= 0.0:
-            raise ConfigError(f"schedule.warmup_init_lr is {self.warmup_init_lr}; give 0 or more")
+        _check_rate(self, "warmup_init_lr")
 
     def lr(self, done: int, peak_lr: float) -> float:
         """Learning rate of the next step.
@@ -80,10 +79,11 @@ class CosineConfig(ScheduleConfig):
         super().__post_init__()
         if self.period_steps < 1:
             raise ConfigError(f"schedule.period_steps is {self.period_steps}; give 1 or more")
-        if self.period_mult < 1.0:
+        if not 1.0 <= self.period_mult < inf:
             raise ConfigError(f"schedule.period_mult is {self.period_mult}; give 1 or more")
         if not 0.0 < self.shrink <= 1.0:
             raise ConfigError(f"schedule.shrink is {self.shrink}; give a factor in (0, 1]")
+        _check_rate(self, "min_lr")
 
     def decayed(self, done: int, peak_lr: float) -> float:
         """Half a cosine a period."""
@@ -98,3 +98,8 @@ class CosineConfig(ScheduleConfig):
         scale = self.shrink**period
         low, high = self.min_lr * scale, peak_lr * scale
         return low + 0.5 * (high - low) * (1.0 + cos(pi * (since - start) / length))
+
+
+def _check_rate(config: ScheduleConfig, key: str) -> None:
+    if not 0.0 <= (rate := getattr(config, key)) < inf:
+        raise ConfigError(f"schedule.{key} is {rate}; give 0 or more")

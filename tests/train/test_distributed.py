@@ -17,7 +17,8 @@ from run_digests import digests
 from safetensors.torch import load_file
 
 from lightconv_mt.data.batching import Batch
-from lightconv_mt.train.distributed import Distributed
+from lightconv_mt.errors import ConfigError
+from lightconv_mt.train.distributed import Distributed, Parallel, join_processes
 
 STEPS = 24
 # Started in place of lcmt-train: process 1 fails before a step, the first time it gets there.
@@ -269,6 +270,17 @@ def test_a_folder_in_use_is_refused_in_one_line(arguments: list[str], tmp_path: 
     assert second.returncode != 0
     assert "is being trained by process" in said
     assert "lightconv_mt/" not in said, "a traceback of ours; torchrun prints one of its own"
+
+
+@pytest.mark.parametrize("size", ["2", "two"])
+def test_half_of_what_torchrun_sets_is_refused(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.delenv("RANK", raising=False)
+    with (
+        pytest.raises(ConfigError, match=f"WORLD_SIZE={size} says .*RANK.*start them by torchrun"),
+        join_processes(Parallel.ddp, torch.device("cpu"), 1.0),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4, 5])
