@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightconv_mt.config import PrepareConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat, files_of
-from lightconv_mt.data.prepare import PARTS, prepare_corpus
+from lightconv_mt.data.prepare import PARTS, prepare_corpus, stamps
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.run_folder import check_same, lock_run, writing
 from lightconv_mt.train.storage import replace_text
@@ -44,6 +44,8 @@ def prepare_data(config: PrepareConfig) -> int:
             )
             finished.parent.mkdir(exist_ok=True)
             replace_text(finished, to_yaml(ready))
+        for path in _newer_files(config.data, finished):
+            logger.warning("%s has changed since; remove %s to have it in there", path, folder)
     quoted = shlex.quote(str(folder))
     logger.info("%s is ready: lcmt-train --config-dir %s data=prepared", folder, quoted)
     return 0
@@ -63,10 +65,21 @@ def _check_free(folder: Path, ready: CorpusConfig) -> None:
             )
 
 
+def _newer_files(corpus: CorpusConfig, finished: Path) -> list[str]:
+    """Files of a corpus that were changed after another was written, as far as they are there."""
+    written = finished.stat().st_mtime_ns
+    stamped = [stamp for source in _sources(corpus) for stamp in stamps(source)]
+    return [path for path, _, changed in stamped if changed > written]
+
+
 def _text_files(ready: CorpusConfig) -> list[Path]:
     """All that the configuration of a prepared corpus reads."""
-    sources = [*ready.train.values(), ready.valid, ready.test]
-    return [path for source in sources if source is not None for path in files_of(source)]
+    return [path for source in _sources(ready) for path in files_of(source)]
+
+
+def _sources(corpus: CorpusConfig) -> list[SourceConfig]:
+    named = [*corpus.train.values(), corpus.valid, corpus.test]
+    return [source for source in named if source is not None]
 
 
 def prepared(corpus: CorpusConfig, folder: Path) -> CorpusConfig:

@@ -116,6 +116,30 @@ def test_a_text_that_is_gone_is_written_again(
     assert f"lcmt-train --config-dir '{out}' data=prepared" in caplog.text
 
 
+def test_sources_that_changed_since_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {side: tmp_path / f"train.{side}" for side in ("de", "en")}
+    for path in files.values():
+        path.write_text("eins\nzwei\n")
+    text = [
+        f"{key}.{side}={path}"
+        for key in ("data.train.main", "data.valid")
+        for side, path in zip(("src", "tgt"), files.values(), strict=True)
+    ]
+    langs = ["data.src_lang=de", "data.tgt_lang=en"]
+    line = ["data=text", f"out={tmp_path / 'out'}", *langs, *text]
+    assert [cli.main("prepare", line) for _ in range(2)] == [0, 0]
+    assert "has changed since" not in caplog.text
+    later = (tmp_path / "out/data/prepared.yaml").stat().st_mtime_ns + 1
+    os.utime(files["en"], ns=(later, later))
+    assert cli.main("prepare", line) == 0
+    assert f"{files['en']} has changed since; remove {tmp_path / 'out'}" in caplog.text
+    assert f"{files['de']} has" not in caplog.text
+    files["en"].unlink()  # what was read may go
+    assert cli.main("prepare", line) == 0
+
+
 def test_the_hub_out_of_reach_is_one_line_that_names_the_local_option(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,9 +148,9 @@ def _prepare_parts(
 
 def _drop_outdated(corpus: CorpusConfig, folder: Path) -> None:
     """Drop all parts unless every training file is what it was when the first part was begun."""
-    now = {name: _stamps(source) for name, source in corpus.train.items()}
+    now = json.dumps({name: stamps(source) for name, source in corpus.train.items()})
     try:
-        then = json.loads((folder / SOURCES).read_text(encoding="utf-8"))
+        then = (folder / SOURCES).read_text(encoding="utf-8")
     except (OSError, ValueError):
         then = None
     if then == now:
@@ -161,18 +161,18 @@ def _drop_outdated(corpus: CorpusConfig, folder: Path) -> None:
         shutil.rmtree(folder)
         folder.mkdir()
     with _whole_files(folder / SOURCES) as (file,):
-        file.write(json.dumps(now).encode())
+        file.write(now.encode())
 
 
-def _stamps(source: SourceConfig) -> list[list[str | int]]:
-    """Path, bytes and time of the last change of every file of a source on this disk."""
+def stamps(source: SourceConfig) -> list[tuple[str, int, int]]:
+    """Path, bytes and time of the last change, in ns, of every file of a source on this disk."""
     files = [
         path
         for named in files_of(source)
         for path in (sorted(named.rglob("*")) if named.is_dir() else [named])
         if path.is_file()
     ]
-    return [[str(path), (stat := path.stat()).st_size, stat.st_mtime_ns] for path in files]
+    return [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
 
 
 def _write_part(
