@@ -19,8 +19,8 @@ from lightconv_mt.config import (
 from lightconv_mt.data.batching import TokenBatcher
 from lightconv_mt.data.corpus import read_corpus, read_source
 from lightconv_mt.data.encoded import EncodedPairs, encode_corpus
-from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.data.tokenizer_base import same_pieces
+from lightconv_mt.data.tokenizer_pair import TokenizerPair
 from lightconv_mt.decode.long_lines import LongLines
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import ConfigError, DataError

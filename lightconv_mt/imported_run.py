@@ -20,13 +20,8 @@ from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
 from lightconv_mt.data.fairseq_dictionary import SPECIAL_SYMBOLS, FairseqDictionary
 from lightconv_mt.data.moses import MosesConfig, observe_moses
-from lightconv_mt.data.tokenizer import (
-    TokenizerConfig,
-    TokenizerKind,
-    TokenizerPair,
-    Vocabulary,
-    build_tokenizers,
-)
+from lightconv_mt.data.tokenizer import TokenizerConfig, TokenizerKind, Vocabulary
+from lightconv_mt.data.tokenizer_pair import TokenizerPair, build_tokenizers
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.errors import CheckpointError, ConfigError
 from lightconv_mt.interop.fairseq import import_checkpoint

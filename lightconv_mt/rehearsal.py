@@ -14,7 +14,7 @@ from lightconv_mt.assemble import build_trainer, start_runtime
 from lightconv_mt.config import TrainRunConfig
 from lightconv_mt.data.corpus import read_corpus
 from lightconv_mt.data.encoded import encode_corpus
-from lightconv_mt.data.tokenizer import TokenizerPair
+from lightconv_mt.data.tokenizer_pair import TokenizerPair
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.run_folder import check_corpus, check_run, check_writable, run_tokenizers
 from lightconv_mt.train.distributed import Distributed, join_processes

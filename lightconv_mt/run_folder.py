@@ -12,7 +12,7 @@ import portalocker
 
 from lightconv_mt.config import TrainRunConfig, load_run_config
 from lightconv_mt.data.corpus import read_corpus
-from lightconv_mt.data.tokenizer import TokenizerPair, build_tokenizers
+from lightconv_mt.data.tokenizer_pair import TokenizerPair, build_tokenizers
 from lightconv_mt.errors import CheckpointError, ConfigError, DataError
 from lightconv_mt.train.checkpoint import CheckpointStore
 from lightconv_mt.train.storage import replace_text

@@ -8,7 +8,7 @@ import torch
 
 from lightconv_mt.data.batching import Batch, BatchConfig, collate, pack_by_length
 from lightconv_mt.data.corpus import SentencePair
-from lightconv_mt.data.tokenizer import TokenizerPair
+from lightconv_mt.data.tokenizer_pair import TokenizerPair
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.model.transformer import Seq2SeqTransformer

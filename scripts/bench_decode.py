@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from ctranslate2_peer import Translate, open_peer
 from lightconv_mt.data.lines import read_lines
-from lightconv_mt.data.tokenizer import TokenizerConfig, TokenizerPair, build_tokenizers
+from lightconv_mt.data.tokenizer import TokenizerConfig
+from lightconv_mt.data.tokenizer_pair import TokenizerPair, build_tokenizers
 from lightconv_mt.decode import batch_search, native_search
 from lightconv_mt.decode.batch_search import BatchSearch, Request
 from lightconv_mt.decode.config import DecodeConfig

@@ -16,7 +16,7 @@ import numpy as np
 from lightconv_mt.config import TrainRunConfig, load_run_config
 from lightconv_mt.data.corpus import read_corpus, read_source
 from lightconv_mt.data.encoded import encode_corpus
-from lightconv_mt.data.tokenizer import TokenizerPair
+from lightconv_mt.data.tokenizer_pair import TokenizerPair
 from lightconv_mt.decode.shortlist import FILE, Shortlist
 from lightconv_mt.errors import LcmtError
 

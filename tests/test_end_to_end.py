@@ -28,12 +28,8 @@ from lightconv_mt.config import (
 from lightconv_mt.corpus_translation import translate
 from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
-from lightconv_mt.data.tokenizer import (
-    TokenizerConfig,
-    TokenizerPair,
-    build_tokenizers,
-    train_tokenizer,
-)
+from lightconv_mt.data.tokenizer import TokenizerConfig, train_tokenizer
+from lightconv_mt.data.tokenizer_pair import TokenizerPair, build_tokenizers
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.errors import CheckpointError, ConfigError, DataError
 from lightconv_mt.evaluation.command import evaluate

@@ -14,7 +14,8 @@ from lightconv_mt import assemble, cli, rehearsal
 from lightconv_mt.config import Device, Precision, RuntimeConfig, TrainRunConfig
 from lightconv_mt.data.batching import Batch, BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
-from lightconv_mt.data.tokenizer import TokenizerConfig, TokenizerPair
+from lightconv_mt.data.tokenizer import TokenizerConfig
+from lightconv_mt.data.tokenizer_pair import TokenizerPair
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.errors import ConfigError, LcmtError
 from lightconv_mt.mixers import MIXERS

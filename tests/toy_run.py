@@ -12,7 +12,8 @@ from lightconv_mt.assemble import build_model
 from lightconv_mt.config import Device, RuntimeConfig, TrainRunConfig
 from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
-from lightconv_mt.data.tokenizer import TokenizerConfig, TokenizerPair, train_tokenizer
+from lightconv_mt.data.tokenizer import TokenizerConfig, train_tokenizer
+from lightconv_mt.data.tokenizer_pair import TokenizerPair
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig, Tying

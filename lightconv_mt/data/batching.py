@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightconv_mt.data.corpus import EXAMPLES_PER_RULE
 from lightconv_mt.data.encoded import EncodedPairs
-from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.data.tokenizer_base import SpecialIds
+from lightconv_mt.data.tokenizer_pair import TokenizerPair
 from lightconv_mt.errors import ConfigError, DataError
 
 Ids = Sequence[int] | NDArray[np.int32]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightconv_mt.data.corpus import Corpus, SentencePair
-from lightconv_mt.data.tokenizer import TokenizerPair
+from lightconv_mt.data.tokenizer_pair import TokenizerPair
 from lightconv_mt.errors import DataError
 
 if TYPE_CHECKING:

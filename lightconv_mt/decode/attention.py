@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightconv_mt.data.batching import collate
-from lightconv_mt.data.tokenizer import TokenizerPair
+from lightconv_mt.data.tokenizer_pair import TokenizerPair
 from lightconv_mt.model.ensemble import Ensemble
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightconv_mt.data.tokenizer import TokenizerPair
+from lightconv_mt.data.tokenizer_pair import TokenizerPair
 from lightconv_mt.decode.alignment import Links, link_words
 from lightconv_mt.decode.attention import read_attention
 from lightconv_mt.decode.config import DecodeConfig

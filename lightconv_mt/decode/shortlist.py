@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from lightconv_mt.data.encoded import EncodedPairs
 from lightconv_mt.data.lexicon import learn_lexicon
-from lightconv_mt.data.tokenizer import TokenizerPair
 from lightconv_mt.data.tokenizer_base import SpecialIds, replace_bytes
+from lightconv_mt.data.tokenizer_pair import TokenizerPair
 from lightconv_mt.decode.trace import Hypothesis, Integers
 from lightconv_mt.errors import CheckpointError, ConfigError
 

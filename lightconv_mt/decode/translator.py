@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lightconv_mt.data.batching import collate
-from lightconv_mt.data.tokenizer import TokenizerPair
+from lightconv_mt.data.tokenizer_pair import TokenizerPair
 from lightconv_mt.decode.alignment import Links, pharaoh
 from lightconv_mt.decode.batch_search import BatchSearch, Request, batches_by_length
 from lightconv_mt.decode.config import DecodeConfig

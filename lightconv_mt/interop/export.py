@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from lightconv_mt.data.tokenizer import TokenizerPair
+from lightconv_mt.data.tokenizer_pair import TokenizerPair
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.interop.programs import (
     Program,

@@ -13,12 +13,8 @@ from hypothesis import strategies as st
 from lightconv_mt.data.batching import Batch, BatchConfig, TokenBatcher, collate, pack_by_length
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, read_corpus
 from lightconv_mt.data.encoded import EncodedPairs, encode_corpus
-from lightconv_mt.data.tokenizer import (
-    TRAINED_IDS,
-    TokenizerConfig,
-    TokenizerPair,
-    build_tokenizers,
-)
+from lightconv_mt.data.tokenizer import TRAINED_IDS, TokenizerConfig
+from lightconv_mt.data.tokenizer_pair import TokenizerPair, build_tokenizers
 from lightconv_mt.errors import ConfigError, DataError
 
 SRC = [f"ein kleiner Vogel Nummer {n} singt" + " sehr" * (n % 17) for n in range(300)]

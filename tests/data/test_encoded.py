@@ -10,7 +10,8 @@ from lightconv_mt.data import encoded
 from lightconv_mt.data.batching import BatchConfig, TokenBatcher
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, read_corpus
 from lightconv_mt.data.encoded import encode_corpus
-from lightconv_mt.data.tokenizer import TokenizerConfig, TokenizerPair, build_tokenizers
+from lightconv_mt.data.tokenizer import TokenizerConfig
+from lightconv_mt.data.tokenizer_pair import TokenizerPair, build_tokenizers
 from lightconv_mt.errors import DataError
 
 SRC = [f"ein kleiner Vogel Nummer {n} singt" + " sehr" * (n % 7) for n in range(120)]

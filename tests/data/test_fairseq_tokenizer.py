@@ -12,13 +12,9 @@ from lightconv_mt.data.bpe_codes import BpeCodes
 from lightconv_mt.data.fairseq_dictionary import FAIRSEQ_IDS, FairseqDictionary
 from lightconv_mt.data.fairseq_tokenizer import FairseqTokenizer
 from lightconv_mt.data.moses import Moses, MosesConfig
-from lightconv_mt.data.tokenizer import (
-    TokenizerConfig,
-    TokenizerKind,
-    TokenizerPair,
-    build_tokenizers,
-)
+from lightconv_mt.data.tokenizer import TokenizerConfig, TokenizerKind
 from lightconv_mt.data.tokenizer_base import same_pieces
+from lightconv_mt.data.tokenizer_pair import TokenizerPair, build_tokenizers
 from lightconv_mt.decode.alignment import place_pieces
 from lightconv_mt.errors import CheckpointError, ConfigError
 

@@ -2,8 +2,6 @@
 
 import io
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,11 +12,9 @@ from lightconv_mt.data.tokenizer import (
     Tokenizer,
     TokenizerConfig,
     TokenizerKind,
-    TokenizerPair,
-    Vocabulary,
-    build_tokenizers,
     train_tokenizer,
 )
+from lightconv_mt.data.tokenizer_pair import TokenizerPair, build_tokenizers
 from lightconv_mt.errors import CheckpointError, ConfigError, DataError
 
 TEXT = [f"the {color} {animal} number {n} sleeps in the garden" for n in range(60)
@@ -73,19 +69,6 @@ def test_sampling_is_a_function_of_the_seed(tokenizer: Tokenizer) -> None:
     assert first != tokenizer.encode_batch(texts)
 
 
-def test_pairs_are_saved_and_loaded(tmp_path: Path) -> None:
-    for vocabulary in Vocabulary:
-        folder = tmp_path / vocabulary.value
-        folder.mkdir()
-        config = TokenizerConfig(vocab_size=330, vocabulary=vocabulary)
-        pair = build_tokenizers(config, TEXT, GERMAN)
-        assert pair.joint is (vocabulary is Vocabulary.joint)
-        assert not TokenizerPair.is_saved(folder)
-        pair.save(folder)
-        assert TokenizerPair.is_saved(folder)
-        assert TokenizerPair.load(folder, config).digest == pair.digest
-
-
 def test_lowercase_text_is_encoded_without_case(tmp_path: Path) -> None:
     config = TokenizerConfig(vocab_size=330, lowercase=True)
     pair = build_tokenizers(config, TEXT, GERMAN)
@@ -126,35 +109,6 @@ def test_broken_models_are_refused(tmp_path: Path, content: bytes) -> None:
         Tokenizer.load(path)
     with pytest.raises(CheckpointError, match="has no usable tokenizer"):
         TokenizerPair.load(tmp_path, TokenizerConfig())
-
-
-@pytest.mark.parametrize("vocabulary", Vocabulary)
-def test_another_tokenizer_than_the_saved_one_is_refused(
-    vocabulary: Vocabulary, tmp_path: Path
-) -> None:
-    config = TokenizerConfig(vocab_size=300, vocabulary=vocabulary)
-    for name, texts in {"run": (TEXT, GERMAN), "other": (GERMAN, GERMAN + TEXT[:90])}.items():
-        (tmp_path / name).mkdir()
-        build_tokenizers(config, *texts).save(tmp_path / name)
-    run, other = tmp_path / "run", tmp_path / "other"
-    subprocess.run(["sha256sum", "--check", "tokenizer.sha256"], cwd=run, check=True)
-    joint = vocabulary is Vocabulary.joint
-    name = "tokenizer.model" if joint else "tokenizer.tgt.model"
-    kept = (run / name).read_bytes()
-    shutil.copy(other / name, run)
-    with pytest.raises(CheckpointError, match=f"{name} is not the file that the run was trained"):
-        TokenizerPair.load(run, config)
-    (run / name).write_bytes(kept)
-    assert TokenizerPair.load(run, config).joint == joint
-    # One more, which would be read in place of the two, or of none.
-    extra = "tokenizer.src.model" if joint else "tokenizer.model"
-    (run / extra).write_bytes(kept)
-    with pytest.raises(CheckpointError, match=f"{extra} is not the file"):
-        TokenizerPair.load(run, config)
-    (run / extra).unlink()
-    (run / "tokenizer.sha256").unlink()  # as in a run of before
-    shutil.copy(other / name, run)
-    TokenizerPair.load(run, config)
 
 
 def test_a_truncated_model_never_passes_for_the_whole(tokenizer: Tokenizer) -> None:

@@ -12,13 +12,8 @@ from hypothesis import strategies as st
 
 from lightconv_mt import cli
 from lightconv_mt.data.lines import decode_line
-from lightconv_mt.data.tokenizer import (
-    Tokenizer,
-    TokenizerConfig,
-    TokenizerKind,
-    TokenizerPair,
-    train_tokenizer,
-)
+from lightconv_mt.data.tokenizer import Tokenizer, TokenizerConfig, TokenizerKind, train_tokenizer
+from lightconv_mt.data.tokenizer_pair import TokenizerPair
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.long_lines import LongLines
 from lightconv_mt.decode.translator import Translator
