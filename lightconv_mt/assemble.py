@@ -47,9 +47,10 @@ from lightconv_mt.train.loop import Trainer
 from lightconv_mt.train.memory import bound_kernel_cache, keep_freed_memory
 from lightconv_mt.train.monitor import Monitor, SilentMonitor
 from lightconv_mt.train.signals import SignalFlag
-from lightconv_mt.train.storage import remove_folder, replace_text
+from lightconv_mt.train.storage import remove_folder
 from lightconv_mt.typed import to_plain
 from lightconv_mt.validation import Validator
+from lightconv_mt.whole_files import replace_text
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ from lightconv_mt.errors import DataError
 from lightconv_mt.run_folder import check_same, find_checkpoint, lock_run
 from lightconv_mt.train.checkpoint import weights_digest
 from lightconv_mt.train.distributed import Distributed, join_processes
-from lightconv_mt.train.storage import remove_folder, replace_text
+from lightconv_mt.train.storage import remove_folder
 from lightconv_mt.translation import (
     check_outputs,
     format_translation,
@@ -46,6 +46,7 @@ from lightconv_mt.translation import (
     translate_stream,
 )
 from lightconv_mt.typed import to_plain
+from lightconv_mt.whole_files import replace_text
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lightconv_mt import whole_files
 from lightconv_mt.config import RuntimeConfig, TrainRunConfig
 from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
@@ -111,7 +112,7 @@ def import_run(config: ImportConfig) -> Path:
         "num_updates": checkpoint.num_updates,
     }
     with _appearing(out) as folder:
-        storage.replace_text(folder / "config.yaml", _NOTE + to_yaml(run))
+        whole_files.replace_text(folder / "config.yaml", _NOTE + to_yaml(run))
         tokenizers.save(folder)
         _write_weights(folder / "average", parameters, json.dumps(provenance, indent=1))
     _report(out, model, tokenizer, tokenizers, parameters)
@@ -233,13 +234,13 @@ def _run_config(
 @contextmanager
 def _appearing(out: Path) -> Iterator[Path]:
     """A folder to fill, which takes its name when it is full and is gone if it never is."""
-    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    temporary = whole_files.aside(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(out)
+        whole_files.remove_leftovers(out)
         temporary.mkdir()
         yield temporary
-        storage.announce("rename", out)
+        whole_files.announce("rename", out)
         os.replace(temporary, out)
     except OSError as error:
         raise CheckpointError(
@@ -247,18 +248,6 @@ def _appearing(out: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Remove what an import to the same place left that was killed."""
-    for leftover in out.parent.glob(f".{out.name}.tmp-*"):
-        process = leftover.name.rpartition("-")[2]
-        try:
-            os.kill(int(process), 0)
-        except (ValueError, ProcessLookupError):
-            shutil.rmtree(leftover, ignore_errors=True)
-        except PermissionError:
-            continue
 
 
 def _write_weights(folder: Path, parameters: dict[str, Tensor], provenance: str) -> None:

@@ -10,8 +10,8 @@ from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat, f
 from lightconv_mt.data.prepare import PARTS, prepare_corpus, stamps
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.run_folder import check_same, lock_run, writing
-from lightconv_mt.train.storage import replace_text
 from lightconv_mt.typed import read_yaml, to_plain, to_yaml
+from lightconv_mt.whole_files import replace_text
 
 logger = logging.getLogger(__name__)
 

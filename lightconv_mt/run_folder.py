@@ -15,8 +15,8 @@ from lightconv_mt.data.corpus import read_corpus
 from lightconv_mt.data.tokenizer_pair import TokenizerPair, build_tokenizers
 from lightconv_mt.errors import CheckpointError, ConfigError, DataError
 from lightconv_mt.train.checkpoint import CheckpointStore
-from lightconv_mt.train.storage import replace_text
 from lightconv_mt.typed import to_plain, to_yaml
+from lightconv_mt.whole_files import replace_text
 
 # What may change between the runs of one run folder: none of it decides what an already made step
 # computed.

@@ -19,6 +19,7 @@ from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.translator import Translation, Translator
 from lightconv_mt.errors import ConfigError, DataError
 from lightconv_mt.interactive import at_terminal, prompted_lines
+from lightconv_mt.whole_files import whole_files
 
 logger = logging.getLogger(__name__)
 
@@ -139,15 +140,10 @@ def _open_output(path: str | None) -> Iterator[BinaryIO]:
     if path is None:
         yield sys.stdout.buffer
         return
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.part")
     try:
-        with temporary.open("wb") as file:
+        with whole_files(Path(path)) as (file,):
             yield file
-        temporary.replace(target)
     except BrokenPipeError:
         raise  # of standard output beside it: a file has no reader to lose
     except OSError as error:
-        raise DataError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise DataError(f"cannot write {path}: {error.strerror}") from error

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lightconv_mt.errors import ConfigError, LcmtError
-from lightconv_mt.train.storage import replace_text
+from lightconv_mt.whole_files import replace_text
 from sweep.measure import Measurement, measure, scoring_config
 from sweep.runs import DIVERGED, DONE, Run, list_runs, train_runs
 from sweep.table import Row, as_json, draw, markdown

@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from lightconv_mt.errors import DataError, LcmtError
-from lightconv_mt.train.storage import replace_text
+from lightconv_mt.whole_files import replace_text
 from peers.corpus import prepare
 from peers.job import SIZES, Job
 from peers.process import SideProcess

@@ -29,7 +29,7 @@ from lightconv_mt.assemble import start_runtime
 from lightconv_mt.compose import compose
 from lightconv_mt.config import REGISTERS, TrainRunConfig, to_typed
 from lightconv_mt.errors import ConfigError, LcmtError
-from lightconv_mt.train.storage import replace_text
+from lightconv_mt.whole_files import replace_text
 from mixer_costs import Product
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

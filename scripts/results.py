@@ -24,8 +24,8 @@ from lightconv_mt.data.corpus import SourceConfig, read_source
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import DataError, LcmtError
 from lightconv_mt.scoring import Score, score
-from lightconv_mt.train.storage import replace_text
 from lightconv_mt.typed import to_plain
+from lightconv_mt.whole_files import replace_text
 from sweep.measure import logged, scoring_config
 from sweep.table import spread
 

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightconv_mt import assemble
+from lightconv_mt import assemble, whole_files
 from lightconv_mt.data import chunks
 from lightconv_mt.decode.translator import Translator
-from lightconv_mt.train import storage
 from lightconv_mt.train.checkpoint import CheckpointStore
 from lightconv_mt.train.loop import Trainer
 
@@ -61,8 +60,8 @@ def die_at_moment(moment: str) -> None:
 
 
 def die_at_action(number: int) -> None:
-    """End right before the nth change to the disk that `storage` announces."""
-    storage.announce = _ending_at(number)
+    """End right before the nth change to the disk that `whole_files` announces."""
+    whole_files.announce = _ending_at(number)
 
 
 def die_at_change(number: int) -> None:

@@ -17,6 +17,7 @@ from typing import BinaryIO, Self
 import portalocker
 
 from lightconv_mt.errors import ConfigError, DataError
+from lightconv_mt.whole_files import whole_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,23 +127,14 @@ def join_chunks(stored: dict[int, Stored], outputs: Sequence[Path]) -> None:
         DataError: when a part is damaged.
         OSError: when a file cannot be written.
     """
-    aside = [path.with_name(f".{path.name}.part") for path in outputs]
-    try:
-        with ExitStack() as stack:
-            files = [stack.enter_context(path.open("wb")) for path in aside]
-            parts = {
-                part: stack.enter_context(part.open("rb"))
-                for part in {each.part for each in stored.values()}
-            }
-            for number in range(len(stored)):
-                _copy(stored[number], parts[stored[number].part], files)
-            for file in files:
-                _sync(file)
-        for temporary, path in reversed(list(zip(aside, outputs, strict=True))):
-            temporary.replace(path)
-    finally:
-        for temporary in aside:
-            temporary.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        files = stack.enter_context(whole_files(*reversed(outputs)))[::-1]
+        parts = {
+            part: stack.enter_context(part.open("rb"))
+            for part in {each.part for each in stored.values()}
+        }
+        for number in range(len(stored)):
+            _copy(stored[number], parts[stored[number].part], files)
 
 
 def is_joined(stored: dict[int, Stored], output: Path, place: int) -> bool:

@@ -4,7 +4,6 @@ Dates, times, units, currencies, territories, languages and lists of them: local
 prose. Needs no file and no network, and is the same on every machine.
 """
 
-import os
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from lightconv_mt.data.cldr_facts import fact_makers
 from lightconv_mt.data.corpus import SentencePair
 from lightconv_mt.errors import DataError
+from lightconv_mt.whole_files import replace_text
 
 if TYPE_CHECKING:
     from babel import Locale
@@ -46,10 +46,8 @@ def cached_pairs(
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             for name, pairs in _generate_splits(src_lang, tgt_lang, seed=1).items():
-                temporary = folder / f".{stem}.{name}.{os.getpid()}"
                 lines = "".join(f"{src}\t{tgt}\n" for src, tgt in pairs)
-                temporary.write_text(lines, encoding="utf-8")
-                temporary.replace(folder / f"{stem}.{name}.tsv")
+                replace_text(folder / f"{stem}.{name}.tsv", lines)
         cached = path.read_text(encoding="utf-8").split("\n")[:-1]
     except OSError as error:
         raise DataError(

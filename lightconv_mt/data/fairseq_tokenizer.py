@@ -17,9 +17,9 @@ from lightconv_mt.data.tokenizer_base import (
     BaseTokenizer,
     SpecialIds,
     encodable,
-    replace_bytes,
 )
 from lightconv_mt.errors import ConfigError
+from lightconv_mt.whole_files import replace_bytes
 
 
 class FairseqTokenizer(BaseTokenizer):

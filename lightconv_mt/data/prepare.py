@@ -7,7 +7,6 @@ are joined to one file for each side, and dropped.
 import glob
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from lightconv_mt.data.corpus import (
 )
 from lightconv_mt.data.lines import read_lines
 from lightconv_mt.errors import DataError
+from lightconv_mt.whole_files import aside, sync, whole_files
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def prepare_corpus(
         valid = None if hold_out_every else corpus.valid
         for split, source in (("valid", valid), ("test", corpus.test)):  # what is wrong fails early
             if source is not None:
-                with _whole_files(*(folder / f"{split}.{side}" for side in SIDES)) as files:
+                with whole_files(*(folder / f"{split}.{side}" for side in SIDES)) as files:
                     count = 0
                     for pair in map(_on_one_line, read_source(source, corpus)):
                         _write_pair(files, pair)
@@ -108,7 +108,7 @@ def prepare_corpus(
                 _join(folder / f"train.{name}.{side}", [path / side for path in paths])
         for side in SIDES if hold_out_every else ():
             _join(folder / f"valid.{side}", [path / f"held.{side}" for path in held])
-        with _whole_files(folder / "report.txt") as (file,):
+        with whole_files(folder / "report.txt") as (file,):
             file.write("".join(f"{line}\n" for line in report.lines()).encode())
         for line in report.lines():
             logger.info("data: %s", line)
@@ -160,7 +160,7 @@ def _drop_outdated(corpus: CorpusConfig, folder: Path) -> None:
         logger.warning("data: training files have changed since they were read; read anew")
         shutil.rmtree(folder)
         folder.mkdir()
-    with _whole_files(folder / SOURCES) as (file,):
+    with whole_files(folder / SOURCES) as (file,):
         file.write(now.encode())
 
 
@@ -185,7 +185,7 @@ def _write_part(
     part_pairs: int,
 ) -> PartReport:
     """Write one part; `passed` pairs came before it."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = aside(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     done, report = PartReport(), FilterReport()
@@ -209,8 +209,7 @@ def _write_part(
     done.last = done.read < part_pairs
     done.sizes = {name: (temporary / name).stat().st_size for name in FILES}
     (temporary / REPORT).write_text(json.dumps(asdict(done)), encoding="utf-8")
-    for name in (*FILES, REPORT):
-        _sync(temporary / name)
+    sync(temporary / name for name in (*FILES, REPORT))
     temporary.replace(path)
     return done
 
@@ -278,33 +277,10 @@ def _write_pair(files: Sequence[BinaryIO], pair: SentencePair) -> None:
 
 
 def _join(path: Path, parts: list[Path]) -> None:
-    with _whole_files(path) as (file,):
+    with whole_files(path) as (file,):
         for part in parts:
             with part.open("rb") as source:
                 shutil.copyfileobj(source, file, 1 << 20)
-
-
-@contextmanager
-def _whole_files(*paths: Path) -> Iterator[list[BinaryIO]]:
-    """Files to write, that appear under their names when all of them are whole."""
-    for path in paths:
-        for leftover in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
-            leftover.unlink()
-    aside = [path.with_name(f".{path.name}.tmp-{os.getpid()}") for path in paths]
-    try:
-        with ExitStack() as stack:
-            yield [stack.enter_context(each.open("wb")) for each in aside]
-        for each, path in zip(aside, paths, strict=True):
-            _sync(each)
-            each.replace(path)
-    finally:
-        for each in aside:
-            each.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 @contextmanager

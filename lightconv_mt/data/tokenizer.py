@@ -15,8 +15,9 @@ import sentencepiece
 
 from lightconv_mt.data.moses import MosesConfig
 from lightconv_mt.data.sampling import SubwordSampler
-from lightconv_mt.data.tokenizer_base import BaseTokenizer, SpecialIds, encodable, replace_bytes
+from lightconv_mt.data.tokenizer_base import BaseTokenizer, SpecialIds, encodable
 from lightconv_mt.errors import ConfigError, DataError
+from lightconv_mt.whole_files import replace_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """What every tokenizer does: text to ids of one vocabulary, and back."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,20 +93,3 @@ def same_pieces(src: BaseTokenizer, tgt: BaseTokenizer) -> bool:
 def encodable(text: str) -> str:
     """The text as one line of valid Unicode: lone surrogates replaced, line breaks spaces."""
     return text.encode("utf-8", "replace").decode("utf-8").replace("\n", " ")
-
-
-def replace_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        OSError: when it cannot be written; an older one is intact then.
-    """
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

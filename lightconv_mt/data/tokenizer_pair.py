@@ -14,8 +14,9 @@ from lightconv_mt.data.tokenizer import (
     Vocabulary,
     train_tokenizer,
 )
-from lightconv_mt.data.tokenizer_base import BaseTokenizer, replace_bytes
+from lightconv_mt.data.tokenizer_base import BaseTokenizer
 from lightconv_mt.errors import CheckpointError, DataError
+from lightconv_mt.whole_files import replace_bytes
 
 
 @dataclass(frozen=True)

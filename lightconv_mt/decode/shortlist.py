@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from lightconv_mt.data.encoded import EncodedPairs
 from lightconv_mt.data.lexicon import learn_lexicon
-from lightconv_mt.data.tokenizer_base import SpecialIds, replace_bytes
+from lightconv_mt.data.tokenizer_base import SpecialIds
 from lightconv_mt.data.tokenizer_pair import TokenizerPair
 from lightconv_mt.decode.trace import Hypothesis, Integers
 from lightconv_mt.errors import CheckpointError, ConfigError
+from lightconv_mt.whole_files import replace_bytes
 
 FILE = "shortlist.safetensors"  # in a run folder: what decode.shortlist=auto means
 AUTO = "auto"

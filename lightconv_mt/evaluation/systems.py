@@ -12,7 +12,7 @@ from lightconv_mt.errors import DataError
 from lightconv_mt.evaluation.data import Lines, TestData, check_detokenised, check_line_counts
 from lightconv_mt.evaluation.speed import Speed, reset_peak_memory, timed_translation
 from lightconv_mt.evaluation.tokenised import signs_of_tokenisation
-from lightconv_mt.train.storage import replace_text
+from lightconv_mt.whole_files import replace_text
 
 logger = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightconv_mt.errors import CheckpointError, ConfigError
 from lightconv_mt.train import storage
 from lightconv_mt.train.distributed import placed_as, whole
+from lightconv_mt.whole_files import replace_text
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class CheckpointStore:
             return
         try:
             if not pointer.exists() or pointer.read_text(errors="replace") != name:
-                storage.replace_text(pointer, name)
+                replace_text(pointer, name)
         except OSError as error:
             raise CheckpointError(
                 f"cannot write {pointer}: {error.strerror or error}; the checkpoints are intact"

@@ -1,22 +1,19 @@
-"""Folders and files that are whole or invisible: written aside, digested, synced, renamed."""
+"""Folders that are whole or invisible: written aside, digested, synced, renamed."""
 
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
+from lightconv_mt import whole_files
 from lightconv_mt.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-
-
-def announce(action: str, path: Path) -> None:
-    """Called before every change to the disk; tests replace it to fail or to end the process."""
 
 
 def write_folder(folder: Path, files: dict[str, Callable[[Path], object]], *, size: int) -> None:
@@ -30,10 +27,10 @@ def write_folder(folder: Path, files: dict[str, Callable[[Path], object]], *, si
     Raises:
         CheckpointError: naming path, bytes and cause; what was there is there then.
     """
-    temporary = _aside(folder)
+    temporary = whole_files.aside(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        announce("create", temporary)
+        whole_files.announce("create", temporary)
         temporary.mkdir(parents=True)
         free = shutil.disk_usage(temporary).free
         if free < size:
@@ -41,19 +38,19 @@ def write_folder(folder: Path, files: dict[str, Callable[[Path], object]], *, si
         manifest = {}
         for name, write in files.items():
             path = temporary / name
-            announce("write", path)
+            whole_files.announce("write", path)
             write(path)
             manifest[name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
-        announce("write", temporary / MANIFEST)
+        whole_files.announce("write", temporary / MANIFEST)
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _sync([*(temporary / name for name in files), temporary / MANIFEST, temporary])
+        whole_files.sync([*(temporary / name for name in files), temporary / MANIFEST, temporary])
         if folder.exists():
-            announce("hide", folder)
+            whole_files.announce("hide", folder)
             shutil.rmtree(_former(folder), ignore_errors=True)
             os.replace(folder, _former(folder))
-        announce("rename", folder)
+        whole_files.announce("rename", folder)
         os.replace(temporary, folder)
-        _sync([folder.parent])
+        whole_files.sync([folder.parent])
         _drop_former(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -86,11 +83,11 @@ def verify_folder(folder: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder, out of sight first, so that half of one is never seen; failing is logged."""
-    hidden = _aside(folder)
+    hidden = whole_files.aside(folder)
     try:
-        announce("hide", folder)
+        whole_files.announce("hide", folder)
         os.replace(folder, hidden)
-        announce("remove", hidden)
+        whole_files.announce("remove", hidden)
         shutil.rmtree(hidden)
     except OSError as error:
         logger.warning("cannot remove %s: %s", folder, error.strerror or error)
@@ -101,28 +98,7 @@ def remove_leftovers(parent: Path) -> None:
     for former in parent.glob(".*.former"):
         _drop_former(parent / former.name.removeprefix(".").removesuffix(".former"))
     for leftover in parent.glob(".*.tmp-*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all.
-
-    Raises:
-        OSError: when it cannot be written; an older one is intact then.
-    """
-    temporary = _aside(path)
-    try:
-        announce("write", temporary)
-        temporary.write_text(text, encoding="utf-8")
-        _sync([temporary])
-        announce("rename", path)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync([path.parent])
+        whole_files.remove(leftover)
 
 
 def _former(folder: Path) -> Path:
@@ -138,20 +114,6 @@ def _drop_former(folder: Path) -> None:
         os.replace(_former(folder), folder)
 
 
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(paths: Iterable[Path]) -> None:
-    for path in paths:
-        announce("sync", path)
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -16,8 +16,9 @@ from lightconv_mt.evaluation.data import read_test_data
 from lightconv_mt.run_folder import find_checkpoint
 from lightconv_mt.schemas import read_root
 from lightconv_mt.scoring import score
-from lightconv_mt.train.storage import MANIFEST, replace_text
+from lightconv_mt.train.storage import MANIFEST
 from lightconv_mt.typed import to_plain
+from lightconv_mt.whole_files import replace_text
 
 MEASURED = "measured.json"
 

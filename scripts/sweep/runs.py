@@ -15,7 +15,7 @@ from types import FrameType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lightconv_mt.errors import ConfigError
-from lightconv_mt.train.storage import replace_text
+from lightconv_mt.whole_files import replace_text
 
 PROGRAM = "import sys; from lightconv_mt.cli import train; sys.exit(train())"
 DONE, DIVERGED = 0, 5  # exit codes of lcmt-train that are results

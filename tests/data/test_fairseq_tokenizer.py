@@ -169,6 +169,7 @@ def test_a_run_keeps_its_own_copies(tmp_path: Path) -> None:
     pair.save(run)
     assert TokenizerPair.is_saved(run)
     assert sorted(path.name for path in run.iterdir()) == [
+        "tokenizer.sha256",
         *("tokenizer.src.codes", "tokenizer.src.dict.txt"),
         *("tokenizer.tgt.codes", "tokenizer.tgt.dict.txt"),
     ]

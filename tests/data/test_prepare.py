@@ -117,7 +117,8 @@ def test_death_at_any_change_of_the_disk_costs_nothing_of_what_is_done(
         begun.append(path.name)
         return original(path, *rest)
 
-    for owner, name in ((os, "fsync"), (Path, "replace"), (shutil, "copyfileobj")):
+    moments = (os, "fsync"), (os, "replace"), (Path, "replace"), (shutil, "copyfileobj")
+    for owner, name in moments:
         monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
     original = prepare._write_part
     monkeypatch.setattr(prepare, "_write_part", noted)

@@ -14,7 +14,7 @@ import torch
 from children import exit_code, start
 from deaths import KILLED, die_at_action
 
-from lightconv_mt import assemble
+from lightconv_mt import assemble, whole_files
 from lightconv_mt.cli import main
 from lightconv_mt.config import load_run_config
 from lightconv_mt.data.moses import MosesConfig
@@ -53,7 +53,7 @@ def test_a_run_folder_holds_all_that_is_needed(config: ImportConfig, tmp_path: P
     out = import_run(config)
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()) == [
         *("average/manifest.json", "average/model.safetensors", "average/state.json"),
-        *("config.yaml", "tokenizer.dict.txt"),
+        *("config.yaml", "tokenizer.dict.txt", "tokenizer.sha256"),
     ]
     storage.verify_folder(out / "average")
     run = load_run_config(out)
@@ -175,7 +175,7 @@ def actions_of(config: ImportConfig, monkeypatch: pytest.MonkeyPatch, out: Path)
     """How many changes to the disk are announced on the way."""
     actions: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "announce", lambda action, path: actions.append(action))
+        patch.setattr(whole_files, "announce", lambda action, path: actions.append(action))
         import_run(ImportConfig(**{**vars(config), "out": str(out)}))
     return len(actions)
 
@@ -195,7 +195,7 @@ def test_failing_at_any_action_leaves_nothing(
                 raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(storage, "announce", fail)
+            patch.setattr(whole_files, "announce", fail)
             with pytest.raises((CheckpointError, KeyboardInterrupt)) as caught:
                 import_run(config)
         if isinstance(error, OSError):

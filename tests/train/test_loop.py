@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import nn
 
+from lightconv_mt import whole_files
 from lightconv_mt.data.batching import collate
 from lightconv_mt.data.tokenizer import TRAINED_IDS
 from lightconv_mt.errors import CheckpointError, DivergenceError
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
 from lightconv_mt.ops.dispatch import Backend
-from lightconv_mt.train import storage
 from lightconv_mt.train.checkpoint import (
     CheckpointConfig,
     CheckpointStore,
@@ -388,7 +388,7 @@ def test_a_full_disk_stops_training_or_does_not(
         if "step_00000006" in str(path):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage, "announce", full)
+    monkeypatch.setattr(whole_files, "announce", full)
     trainer, monitor = build(on_failure=on_failure)
     if on_failure is OnFailure.stop:
         with pytest.raises(CheckpointError, match="step_00000006 .*No space left"):

@@ -13,6 +13,7 @@ import torch
 from children import exit_code, start
 from deaths import KILLED, die_at_action
 
+from lightconv_mt import whole_files
 from lightconv_mt.errors import CheckpointError
 from lightconv_mt.train import storage
 from lightconv_mt.train.checkpoint import Checkpoint, CheckpointConfig, CheckpointStore
@@ -40,7 +41,7 @@ def count_actions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     for step in (1, 2, 3):
         save(folder, step)
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "announce", lambda action, path: actions.append(action))
+        patch.setattr(whole_files, "announce", lambda action, path: actions.append(action))
         save(folder, 4)
     assert set(actions) == {"create", "write", "sync", "rename", "hide", "remove"}
     return len(actions)
@@ -92,7 +93,7 @@ def test_a_checkpoint_that_is_replaced_is_never_missing(
     actions: list[str] = []
     save(tmp_path / "whole", 3)
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "announce", lambda action, path: actions.append(action))
+        patch.setattr(whole_files, "announce", lambda action, path: actions.append(action))
         save_validated(tmp_path / "whole")
     assert {"hide", "rename"} <= set(actions)
     for failing in range(len(actions)):
@@ -109,7 +110,7 @@ def test_a_checkpoint_that_is_replaced_is_never_missing(
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
             with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="intact"):
-                patch.setattr(storage, "announce", fail)
+                patch.setattr(whole_files, "announce", fail)
                 save_validated(folder)
             assert open_store(folder).load_latest() is not None
         store = open_store(folder)
@@ -140,7 +141,7 @@ def test_a_failure_at_any_action_is_named_and_older_checkpoints_stay(
                 raise OSError(code, os.strerror(code))
 
         with monkeypatch.context() as patch:
-            patch.setattr(storage, "announce", fail)
+            patch.setattr(whole_files, "announce", fail)
             try:
                 save(folder, 4)
                 message = caplog.text
