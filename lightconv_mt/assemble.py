@@ -118,7 +118,11 @@ def _train(
     state = trainer.state
     monitor = (
         Monitor(
-            run_dir, step=state.step, lines=state.metric_lines, max_steps=config.train.max_steps
+            run_dir,
+            step=state.step,
+            lines=state.metric_lines,
+            max_steps=config.train.max_steps,
+            on_failure=config.checkpoint.on_failure,
         )
         if distributed.is_main
         else SilentMonitor()

@@ -26,7 +26,7 @@ TRAINED, AVERAGED = "model.safetensors", "ema.safetensors"
 
 
 class OnFailure(Enum):
-    """What follows a checkpoint that cannot be written: the run stops, or goes on to the next."""
+    """What follows a checkpoint or metric that cannot be written: the run stops, or goes on."""
 
     stop = "stop"
     go_on = "go_on"

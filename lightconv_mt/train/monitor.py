@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from lightconv_mt.errors import CheckpointError
+from lightconv_mt.train.checkpoint import OnFailure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +50,15 @@ class SilentMonitor:
 class Monitor(SilentMonitor):
     """Writes a run's numbers; metrics.jsonl holds no times, so resuming repeats it to the byte."""
 
-    def __init__(self, run_dir: Path, *, step: int, lines: int, max_steps: int) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        step: int,
+        lines: int,
+        max_steps: int,
+        on_failure: OnFailure = OnFailure.stop,
+    ) -> None:
         """Open the files and drop what was written after the state that training resumes from.
 
         Args:
@@ -56,11 +66,15 @@ class Monitor(SilentMonitor):
             step: steps done so far.
             lines: of metrics.jsonl that belong to them.
             max_steps: for the progress bar, shown on a terminal only.
+            on_failure: what follows a line of metrics.jsonl that cannot be written; with `go_on`
+                it waits for the next one.
         """
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = run_dir / "metrics.jsonl"
-        self._file = self._path.open("a", encoding="utf-8", newline="\n")
+        self._file = self._path.open("ab", buffering=0)
+        self._waiting: list[bytes] = []  # lines that could not be written yet
+        self._on_failure = on_failure
         self.rewind(lines)
         self._told_of_fonts = False
         self._board: SummaryWriter | None = None
@@ -82,7 +96,8 @@ class Monitor(SilentMonitor):
         kept = [line for line in kept if line.endswith(b"\n")]
         # Cut, never written anew: a death here must not lose what came before.
         self._file.truncate(sum(map(len, kept)))
-        self.lines = len(kept)
+        del self._waiting[max(0, lines - len(kept)) :]
+        self.lines = len(kept) + len(self._waiting)
 
     def advance(self) -> None:
         """Count one step on the progress bar."""
@@ -94,17 +109,16 @@ class Monitor(SilentMonitor):
         """Record numbers of a step; `timing` goes to the log and TensorBoard alone.
 
         Raises:
-            CheckpointError: when metrics.jsonl cannot be written.
+            CheckpointError: when metrics.jsonl cannot be written, and that ends the run.
         """
-        try:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write {self._path}: {error.strerror}; the checkpoints are intact; "
-                f"free some space"
-            ) from error
+        self._waiting.append(json.dumps({"step": step, **values}).encode() + b"\n")
         self.lines += 1
+        try:
+            self._write_waiting()
+        except CheckpointError as error:
+            if self._on_failure is OnFailure.stop:
+                raise
+            logger.warning("%s; going on, as checkpoint.on_failure=go_on asks", error)
         shown = {**values, **(timing or {})}
         for tag, value in shown.items():
             self._on_board("add_scalar", tag, value, step)
@@ -142,10 +156,29 @@ class Monitor(SilentMonitor):
             )
 
     def close(self) -> None:
-        """Flush and close everything."""
+        """Flush and close everything.
+
+        Raises:
+            CheckpointError: when metrics.jsonl still cannot be written.
+        """
         self._bar.close()
-        self._file.close()
         self._on_board("close")
+        with self._file:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        """Append the lines that are not in metrics.jsonl yet, all of them or none."""
+        size, rest = os.fstat(self._file.fileno()).st_size, b"".join(self._waiting)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self._file.truncate(size)
+            raise CheckpointError(
+                f"cannot write {self._path}: {error.strerror}; the checkpoints are intact; "
+                f"free some space"
+            ) from error
+        self._waiting.clear()
 
     def _on_board(self, method: str, *what: object) -> None:
         """Call a method of TensorBoard's writer, if there still is one."""

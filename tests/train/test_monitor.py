@@ -4,8 +4,10 @@ import errno
 import json
 import logging
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import matplotlib.pyplot as plt
@@ -13,6 +15,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightconv_mt.errors import CheckpointError
+from lightconv_mt.train.checkpoint import OnFailure
 from lightconv_mt.train.monitor import Monitor
 
 
@@ -101,7 +104,7 @@ def test_characters_that_no_font_has_are_told_of_once(
     ]
 
 
-def test_a_full_disk_costs_the_board_and_is_named_for_the_metrics(
+def test_a_full_disk_costs_the_board(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monitor = Monitor(tmp_path, step=0, lines=0, max_steps=10)
@@ -115,8 +118,58 @@ def test_a_full_disk_costs_the_board_and_is_named_for_the_metrics(
         monitor.samples(step, [("a", "b", "c")])
     assert caplog.text.count("TensorBoard's files cannot be written: No space left") == 1
     assert monitor.lines == 2
-    monitor._file.close()
-    monitor._file = cast(Any, SimpleNamespace(write=full, flush=full, close=lambda: None))
-    with pytest.raises(CheckpointError, match=r"cannot write .*metrics\.jsonl: No space left"):
-        monitor.metrics(3, {"train/loss": 1.0})
     monitor.close()
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file of this process can be larger, and the write that comes to the end is cut there."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def without_board(run_dir: Path, on_failure: OnFailure) -> Monitor:
+    """A monitor whose board, which writes when it likes, has been given up."""
+    monitor = Monitor(run_dir, step=0, lines=0, max_steps=10, on_failure=on_failure)
+    assert monitor._board is not None
+    monitor._board.close()
+    monitor._board = None
+    return monitor
+
+
+def test_metrics_without_room_end_a_run(tmp_path: Path) -> None:
+    monitor = without_board(tmp_path, OnFailure.stop)
+    monitor.metrics(1, {"train/loss": 1.0})
+    message = r"cannot write .*metrics\.jsonl: File too large; the checkpoints are intact"
+    with room_for(50), pytest.raises(CheckpointError, match=message):
+        monitor.metrics(2, {"train/loss": 1.0})
+    assert steps(tmp_path) == [1]
+
+
+def test_metrics_without_room_wait_for_some_if_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monitor = without_board(tmp_path, OnFailure.go_on)
+    monitor.metrics(1, {"train/loss": 1.0})
+    with room_for(50):
+        for step in (2, 3, 4):
+            monitor.metrics(step, {"train/loss": 1.0})
+            assert steps(tmp_path) == [1]  # and no part of a line
+        assert caplog.text.count("File too large; the checkpoints are intact") == 3
+        assert "going on, as checkpoint.on_failure=go_on asks" in caplog.text
+        monitor.rewind(3)
+        monitor.metrics(9, {"train/loss": 1.0})
+        assert (monitor.lines, steps(tmp_path)) == (4, [1])
+    monitor.metrics(10, {"train/loss": 1.0})
+    assert steps(tmp_path) == [1, 2, 3, 9, 10]
+    with room_for(50):
+        monitor.metrics(11, {"train/loss": 1.0})
+        monitor.rewind(1)
+        assert (monitor.lines, steps(tmp_path)) == (1, [1])
+        monitor.metrics(2, {"train/loss": 1.0})
+        with pytest.raises(CheckpointError, match="File too large"):
+            monitor.close()
