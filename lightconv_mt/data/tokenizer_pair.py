@@ -18,6 +18,10 @@ from lightconv_mt.data.tokenizer_base import BaseTokenizer
 from lightconv_mt.errors import CheckpointError, DataError
 from lightconv_mt.whole_files import replace_bytes
 
+# Of the file that a tokenizer writes last.
+_ENDINGS = ("model", "dict.txt")
+_SUMS = "tokenizer.sha256"
+
 
 @dataclass(frozen=True)
 class TokenizerPair:
@@ -79,11 +83,6 @@ class TokenizerPair:
             return _fairseq_pair(config, dictionaries, codes)
         except DataError as error:
             raise CheckpointError(f"{run_dir} has no usable tokenizer: {error}") from error
-
-
-# Of the file that a tokenizer writes last.
-_ENDINGS = ("model", "dict.txt")
-_SUMS = "tokenizer.sha256"
 
 
 def _files(run_dir: Path) -> list[Path]:
