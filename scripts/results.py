@@ -2,8 +2,8 @@
 
     scripts/results.py runs/multi30k_lightconv runs/multi30k_lightconv_2 runs/multi30k_attention
 
-Runs that differ in nothing but their seed share a row of means. Every word after --eval is one of
-lcmt-eval, the same for all runs.
+Runs that differ in nothing but their seed share a row of means. Words after --eval are those of
+lcmt-eval that say how to search and how words are told apart, the same for all runs.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from lightconv_mt.assemble import load_translator
 from lightconv_mt.config import EvalConfig, TrainRunConfig, load_run_config
 from lightconv_mt.data.corpus import SourceConfig, read_source
 from lightconv_mt.decode.translator import Translator
-from lightconv_mt.errors import DataError, LcmtError
+from lightconv_mt.errors import ConfigError, DataError, LcmtError
+from lightconv_mt.evaluation.systems import write_text
 from lightconv_mt.scoring import Score, score
 from lightconv_mt.typed import to_plain
-from lightconv_mt.whole_files import replace_text
 from sweep.measure import logged, scoring_config
 from sweep.table import spread
 
@@ -33,6 +33,9 @@ HEAD = [
     *("run", "seeds", "parameters", "steps", "training, minutes", "checkpoint", "validation"),
     *("test BLEU", "lower-cased", "chrF2", "TER"),
 ]
+
+# What may be given of lcmt-eval; what is scored, and by what, is the same in every table.
+TAKEN = ("decode", "runtime", "max_tokens", "max_source_tokens", "tokenize", "lowercase")
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file for every figure")
     arguments = parser.parse_args()
     try:
+        check_words(arguments.eval)
         rows = group([(run, load_run_config(run)) for run in arguments.runs])
         found = [[evaluate(run, arguments.eval) for run in row] for row in rows]
     except LcmtError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if arguments.json is not None:
-        figures = [[{**asdict(each), "run": str(each.run)} for each in row] for row in found]
-        replace_text(arguments.json, json.dumps(figures, indent=1) + "\n")
     for line in [HEAD, ["---"] * len(HEAD), *map(cells, found)]:
         print(f"| {' | '.join(line)} |")
     signatures = [each.signatures for row in found for each in row]
@@ -94,7 +95,24 @@ def main() -> int:
     for name, of_runs in zip(HEAD[-4:], zip(*signatures, strict=True), strict=True):
         print(f"{name}: {' or '.join(sorted(set(of_runs)))}")
     print(f"`{' '.join(arguments.eval)}`")
+    if arguments.json is not None:
+        figures = [[{**asdict(each), "run": str(each.run)} for each in row] for row in found]
+        try:
+            write_text(str(arguments.json), json.dumps(figures, indent=1) + "\n")
+        except DataError as error:  # the table above is not lost
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
     return 0
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raise ConfigError for a word of lcmt-eval that would change nothing here."""
+    for word in words:
+        if word.lstrip("+").partition("=")[0].partition(".")[0] not in TAKEN:
+            raise ConfigError(
+                f"--eval {word}: the runs' own validation and test sets are scored here, with the "
+                f"better of two checkpoints; give {', '.join(TAKEN)}, or use lcmt-eval"
+            )
 
 
 def group(runs: Sequence[tuple[Path, TrainRunConfig]]) -> list[list[Path]]:
@@ -114,13 +132,14 @@ def evaluate(run: Path, words: Sequence[str]) -> Found:
         words: of lcmt-eval.
 
     Raises:
-        DataError: when it has no test data.
+        DataError: when it has no test data, or logged no times.
         CheckpointError: when it has no such checkpoint.
     """
     trained = load_run_config(run)
     if trained.data.test is None or trained.data.valid is None:
         raise DataError(f"{run} has no test set or no validation set of its own; scores need both")
     config = scoring_config(run, words)
+    steps, minutes = training_time(run)  # before anything is translated: it may be refused
     # A run without an average of its own may have been given one since.
     averaged = trained.checkpoint.average_last > 0 or (run / "average").exists()
     translators, validation = {}, {}
@@ -140,7 +159,6 @@ def evaluate(run: Path, words: Sequence[str]) -> Found:
     translator = translators[chosen]
     metrics = [("bleu", False), ("bleu", True), ("chrf", False), ("ter", False)]
     scores = translate_and_score(translator, trained.data.test, config, trained, metrics)
-    steps, minutes = training_time(run)
     return Found(
         run=run,
         seed=trained.seed,
@@ -182,10 +200,9 @@ def translate_and_score(
 
 def training_time(run: Path) -> tuple[int, float]:
     """Steps, and minutes spent on them and on validations; pauses between resumptions left out."""
-    events = logged(run)
-    speeds = events.Scalars("train/tokens_per_second")
-    tokens = events.Scalars("train/tokens_per_step")
-    validations = events.Scalars("valid/seconds")
+    speeds, tokens, validations = logged(
+        run, "train/tokens_per_second", "train/tokens_per_step", "valid/seconds"
+    )
     ends = [0, *(event.step for event in speeds)]
     paces = [size.value / speed.value for size, speed in zip(tokens, speeds, strict=True)]
     # The last steps are fewer than are logged together.

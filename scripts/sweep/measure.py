@@ -12,6 +12,7 @@ from lightconv_mt.assemble import load_translator
 from lightconv_mt.cli import ROOTS
 from lightconv_mt.compose import compose
 from lightconv_mt.config import EvalConfig, load_run_config, to_typed
+from lightconv_mt.errors import DataError
 from lightconv_mt.evaluation.data import read_test_data
 from lightconv_mt.run_folder import find_checkpoint
 from lightconv_mt.schemas import read_root
@@ -108,16 +109,28 @@ def _measure(folder: Path, config: EvalConfig, rounds: int, batch_size: int) -> 
 
 def training_speed(folder: Path) -> float:
     """Median of the target tokens a second that a run logged."""
-    return median(event.value for event in logged(folder).Scalars("train/tokens_per_second"))
+    (speeds,) = logged(folder, "train/tokens_per_second")
+    return median(event.value for event in speeds)
 
 
-def logged(folder: Path) -> Any:
-    """TensorBoard's reader of all scalars of a run, times included; metrics.jsonl holds none."""
+def logged(folder: Path, *names: str) -> list[list[Any]]:
+    """TensorBoard's events of scalars of a run, times included; metrics.jsonl holds none.
+
+    Raises:
+        DataError: when the run has none of such a name.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
-    return events
+    if (folder / "tensorboard").is_dir():
+        events.Reload()
+    for name in names:
+        if name not in events.Tags()["scalars"]:
+            raise DataError(
+                f"{folder / 'tensorboard'} has no {name}, of which speeds and times are made; "
+                f"give a run that trained for train.log_every_steps or more, with that folder"
+            )
+    return [events.Scalars(name) for name in names]
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from statistics import mean, stdev
@@ -11,6 +12,7 @@ import pytest
 import average_checkpoints
 import results
 from lightconv_mt.cli import evaluate, train
+from lightconv_mt.errors import DataError
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, command: str, *words: str) -> int:
@@ -88,8 +90,16 @@ def test_rows_hold_what_the_better_checkpoint_scores(
     first, second = (each["test"][0] for each in kept[0])
     assert both[7] == f"{mean([first, second]):.2f} ± {stdev([first, second]):.2f}"
     assert max(first, second) > 0, "something was learnt, so that figures can differ"
+    monkeypatch.setattr(sys, "argv", [*words[:4], "--json", f"{tmp_path}/no/a.json", *words[6:]])
+    assert results.main() == 3
+    told = capsys.readouterr()
+    assert table == told.out, "the table is not lost"
+    assert f"error: cannot write {tmp_path}/no/a.json" in told.err and told.err.count("\n") < 20
     average_checkpoints.average(Path(runs[2]), 2, None)
     assert {*results.evaluate(Path(runs[2]), search).validation} == {"best", "average"}
+    shutil.rmtree(Path(runs[0]) / "tensorboard")
+    with pytest.raises(DataError, match="tensorboard has no train/tokens_per_second"):
+        results.evaluate(Path(runs[0]), search)
 
 
 def scores(
@@ -114,3 +124,12 @@ def test_what_is_no_run_is_told(
     assert results.main() != 0
     told = capsys.readouterr().err
     assert told.startswith("error: ") and str(tmp_path / "none") in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["test_set=wmt13", "src=a", "checkpoint=last", "metrics=ter"])
+def test_words_that_would_change_nothing_are_refused(
+    word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["results.py", "none", "--eval", "decode=greedy", word])
+    assert results.main() == 2
+    assert f"error: --eval {word}: " in capsys.readouterr().err
