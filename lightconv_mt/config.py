@@ -11,7 +11,7 @@ from lightconv_mt.data.tokenizer import TokenizerConfig, Vocabulary
 from lightconv_mt.decode.config import MAX_SEED, DecodeConfig
 from lightconv_mt.decode.long_lines import LongLines
 from lightconv_mt.errors import CheckpointError, ConfigError
-from lightconv_mt.evaluation.contradictions import contradiction
+from lightconv_mt.evaluation.contradictions import contradiction, overwritten
 from lightconv_mt.mixers import MIXERS, MixerConfig
 from lightconv_mt.model.transformer import ModelConfig, Tying
 from lightconv_mt.ops.dispatch import Backend
@@ -247,12 +247,12 @@ class TranslateConfig:
                 "decode.alignments is true, but nothing would hold them; "
                 "give alignments=FILE or nbest_format=jsonl"
             )
-        named = (path for path in (self.output, self.alignments) if path is not None)
-        written = [Path(path).resolve() for path in named]
-        if len({*written}) < len(written):
-            raise ConfigError(
-                f"alignments and output are both {self.output}; give alignments another file"
-            )
+        read, written = (
+            [(key, getattr(self, key)) for key in keys]
+            for keys in (("input", "prefix"), ("output", "alignments"))
+        )
+        for message in overwritten(read, written):
+            raise ConfigError(message)
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,6 @@
-"""What keys of lcmt-eval cannot be given together; needs no torch."""
+"""What keys of lcmt-eval cannot be given together, and what no command writes; needs no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,26 @@ def contradiction(config: "EvalConfig") -> str | None:
     """The first thing wrong between keys and what to do about it; None where nothing is."""
     checks = (_systems, _data, _files, _scoring, _likelihood)
     return next((message for check in checks for message in check(config)), None)
+
+
+def overwritten(
+    read: Iterable[tuple[str, str | None]], written: Iterable[tuple[str, str | None]]
+) -> Iterator[str]:
+    """What is wrong with files to write over those that are read, or over each other.
+
+    Args:
+        read: key and path of each file; a path of None is none.
+        written: likewise.
+    """
+    taken = {Path(path).resolve(): (key, path) for key, path in read if path is not None}
+    for key, path in written:
+        if path is None:
+            continue
+        place = Path(path).resolve()
+        if place in taken:
+            other, name = taken[place]
+            yield f"{key}={path} would overwrite {other}={name}; give {key} another file"
+        taken[place] = key, path
 
 
 def _systems(config: "EvalConfig") -> Iterator[str]:
@@ -56,16 +76,8 @@ def _files(config: "EvalConfig") -> Iterator[str]:
     """What is written, and over what."""
     named = [("src", config.src), *(("ref", path) for path in config.ref)]
     named += [("hyp", path) for path in config.hyp]
-    taken = {Path(path).resolve(): (key, path) for key, path in named if path is not None}
     written = [*(("output", path) for path in config.output), ("json", config.json)]
-    for key, path in written:
-        if path is None:
-            continue
-        place = Path(path).resolve()
-        if place in taken:
-            other, name = taken[place]
-            yield f"{key}={path} would overwrite {other}={name}; give {key} another file"
-        taken[place] = key, path
+    yield from overwritten(named, written)
 
 
 def _scoring(config: "EvalConfig") -> Iterator[str]:
