@@ -82,12 +82,18 @@ def take_sources(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
 
     Returns:
         The other words, and the values of `data`.
+
+    Raises:
+        ConfigError: when such a word cannot be read.
     """
     others: list[str] = []
     sources: dict[str, Any] = {}
     for word in overrides:
         match = _NEW_SOURCE.match(word)
-        parsed = OverridesParser.create().parse_override(word) if match else None
+        try:
+            parsed = OverridesParser.create().parse_override(word) if match else None
+        except HydraException as error:
+            raise _explain_syntax(word) from error
         if match is None or parsed is None or parsed.is_sweep_override():
             others.append(word)
             continue
