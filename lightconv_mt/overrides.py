@@ -163,7 +163,11 @@ def _explain_key(error: Exception, root: type, registers: Registers) -> ConfigEr
         (e for e in _chain(error) if isinstance(e, OmegaConfBaseException) and e.msg), None
     )
     if cause is None and word:
-        groups = group_names(files("lightconv_mt.configs"))
+        groups = [*group_names(files("lightconv_mt.configs"))]
+        if word["key"] in groups:
+            return ConfigError(
+                f"{word['key']} cannot be chosen here; --help lists the groups of this command"
+            )
         return ConfigError(
             f"there is no config group {word['key']}; {suggest(word['key'], groups)}"
         )

@@ -305,6 +305,8 @@ def test_every_mistake_gives_one_line_that_helps(line: str, message: str) -> Non
         ("translate", "run_dir=x input=y output=./y overwrite=true", "would overwrite input=y"),
         ("translate", "run_dir=x prefix=y output=y overwrite=true", "would overwrite prefix=y"),
         ("translate", "run_dir=x input=y alignments=y", "alignments=y would overwrite input=y"),
+        ("translate", "run_dir=x data=text", "data cannot be chosen here; --help lists"),
+        ("train", "experiment=demo recipe=multi30k", "recipe cannot be chosen here; --help lists"),
         ("train", "run_dir=x '+data.train.b={src: c'", "cannot be read; quote twice"),
         ("translate", "run_dir=x runtime.compile=true", "lcmt-translate trains nothing; leave it"),
         ("translate", "run_dir=", "run_dir"),
