@@ -21,7 +21,7 @@ Curve = tuple[list[int], list[float]]
 
 
 def main() -> int:
-    """Draw a line for each run and metric; 2 where a run has no metrics."""
+    """Draw a line for each run and metric; 2 where a run has no metrics or nothing can be drawn."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("picture", type=Path, help="an .svg file")
     parser.add_argument("runs", type=Path, nargs="+", help="run folders")
@@ -30,6 +30,8 @@ def main() -> int:
         "--panels", nargs="+", choices=PANELS, default=[*PANELS], help="what is drawn"
     )
     arguments = parser.parse_args()
+    if arguments.picture.suffix != ".svg":
+        parser.error(f"{arguments.picture} is no .svg file; the picture comes before the runs")
     shown = arguments.panels
     figure, grid = plt.subplots(
         1, len(shown), figsize=(4.5 * len(shown), 3.4), layout="constrained", squeeze=False
@@ -49,8 +51,12 @@ def main() -> int:
         panel.set(title=TITLES[choice], xlabel="steps")
         panel.grid(alpha=0.3)
     panels[0].legend(title="dashed: training" if "nll" in shown else None)
-    with matplotlib.rc_context({"svg.hashsalt": "curves"}):
-        figure.savefig(arguments.picture, format="svg", metadata={"Date": None})
+    try:
+        with matplotlib.rc_context({"svg.hashsalt": "curves"}):
+            figure.savefig(arguments.picture, format="svg", metadata={"Date": None})
+    except OSError as error:
+        sys.stderr.write(f"error: cannot write {arguments.picture}: {error.strerror}\n")
+        return 2
     return 0
 
 

@@ -68,3 +68,20 @@ def test_a_run_without_metrics_is_named(
     assert plot_curves.main() == 2
     assert f"error: {tmp_path} has no metrics" in capsys.readouterr().err
     assert not (tmp_path / "curves.svg").exists()
+
+
+def test_a_picture_that_cannot_be_is_told(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "no" / "curves.svg"), str(run)])
+    assert plot_curves.main() == 2
+    assert f"error: cannot write {tmp_path}/no/curves.svg: No such" in capsys.readouterr().err
+    for picture in (run, tmp_path / "curves.png"):
+        monkeypatch.setattr(sys, "argv", ["x", str(picture), str(run)])
+        with pytest.raises(SystemExit):
+            plot_curves.main()
+        assert f"{picture} is no .svg file; the picture comes" in capsys.readouterr().err
+    assert not (tmp_path / "curves.png").exists()
