@@ -17,7 +17,7 @@ from pathlib import Path
 from lightconv_mt.errors import ConfigError, LcmtError
 from lightconv_mt.whole_files import replace_text
 from sweep.measure import Measurement, measure, scoring_config
-from sweep.runs import DIVERGED, DONE, Run, list_runs, train_runs
+from sweep.runs import DIVERGED, DONE, Run, check_words, list_runs, train_runs
 from sweep.table import Row, as_json, draw, markdown
 
 
@@ -54,7 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.jobs < 1 or arguments.rounds < 1 or arguments.batch_size < 1:
         raise ConfigError("--jobs, --rounds and --batch-size take 1 or more")
     runs = list_runs(arguments.out, arguments.words)
-    scoring_config(arguments.out, arguments.eval)  # a wrong word is told before anything is trained
+    # A wrong word is told before anything is trained.
+    scoring_config(arguments.out, arguments.eval)
+    for each in runs:
+        check_words(each)
     codes = train_runs(runs, jobs=arguments.jobs)
     measured: dict[Run, Measurement] = {}
     for each in runs:

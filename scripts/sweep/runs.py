@@ -14,7 +14,12 @@ from types import FrameType
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from lightconv_mt.cli import ROOTS
+from lightconv_mt.compose import compose
 from lightconv_mt.errors import ConfigError
+from lightconv_mt.run_folder import writing
+from lightconv_mt.schemas import read_root
+from lightconv_mt.typed import build_typed
 from lightconv_mt.whole_files import replace_text
 
 PROGRAM = "import sys; from lightconv_mt.cli import train; sys.exit(train())"
@@ -85,6 +90,14 @@ def list_runs(out: Path, words: Sequence[str]) -> list[Run]:
     return runs
 
 
+def check_words(run: Run) -> None:
+    """Raise ConfigError for words that lcmt-train would refuse."""
+    root, registers = read_root(ROOTS["train"])
+    words = [*run.words, f"run_dir={run.folder}"]
+    for plain in compose("train", words, root=root, registers=registers):
+        build_typed(root, plain, registers=registers)
+
+
 def train_runs(runs: Sequence[Run], *, jobs: int) -> dict[Run, int]:
     """Train what is not finished, `jobs` at a time; the same call goes on where it was stopped.
 
@@ -92,6 +105,9 @@ def train_runs(runs: Sequence[Run], *, jobs: int) -> dict[Run, int]:
 
     Returns:
         Exit codes of lcmt-train; after a signal, of those that ended so far.
+
+    Raises:
+        ConfigError: when a run's folder cannot be made.
     """
     codes = {run: code for run in runs if (code := run.result()) is not None}
     waiting = [run for run in runs if run not in codes]
@@ -125,7 +141,8 @@ def train_runs(runs: Sequence[Run], *, jobs: int) -> dict[Run, int]:
 
 
 def _start(run: Run) -> "subprocess.Popen[bytes]":
-    run.folder.mkdir(parents=True, exist_ok=True)
+    with writing(run.folder, key="out"):
+        run.folder.mkdir(parents=True, exist_ok=True)
     print(f"{run.folder.name}: training, see {run.folder / 'log.txt'}", flush=True)
     with (run.folder / "log.txt").open("ab") as log:
         return subprocess.Popen(

@@ -187,8 +187,21 @@ def test_a_whole_sweep_is_trained_measured_and_tabulated(
 def test_wrong_words_are_told_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["experiment=demo", "--eval", "decode.beam=4"]
-    monkeypatch.setattr(sys, "argv", ["ablation.py", str(tmp_path / "out"), *words])
+    wrong = (
+        (
+            ["--eval", "decode.beam=4"],
+            "there is no key decode.beam; did you mean decode.beam_size?",
+        ),
+        (["seed=1,2", "optim.lrr=1"], "there is no key optim.lrr; did you mean optim.lr?"),
+        (["variant=conv,lihgtconv"], "there is no variant=lihgtconv; did you mean lightconv?"),
+    )
+    for words, message in wrong:
+        call = ["ablation.py", str(tmp_path / "out"), "experiment=demo", *words]
+        monkeypatch.setattr(sys, "argv", call)
+        assert ablation.main() == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    (tmp_path / "out").touch()
+    monkeypatch.setattr(sys, "argv", ["ablation.py", str(tmp_path / "out"), "experiment=demo"])
     assert ablation.main() == 2
-    assert "there is no key decode.beam; did you mean decode.beam_size?" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert f"error: cannot write out={tmp_path}/out/experiment=demo" in capsys.readouterr().err
