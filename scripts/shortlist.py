@@ -18,7 +18,7 @@ from lightconv_mt.data.corpus import read_corpus, read_source
 from lightconv_mt.data.encoded import encode_corpus
 from lightconv_mt.data.tokenizer_pair import TokenizerPair
 from lightconv_mt.decode.shortlist import FILE, Shortlist
-from lightconv_mt.errors import LcmtError
+from lightconv_mt.errors import DataError, LcmtError
 
 HELD_OUT = 2000  # validation pairs to look at, at most
 
@@ -53,7 +53,7 @@ def main(words: list[str]) -> int:
         return error.exit_code
     except OSError as error:
         print(f"error: cannot write {out}: {error.strerror}", file=sys.stderr)
-        return 1
+        return DataError.exit_code
     return 0
 
 

@@ -81,7 +81,7 @@ def test_mistakes_take_one_line(
     assert not Path("out").exists()
     assert shortlist.main([str(run_dir.parent)]) == 4
     assert "is no run folder" in capsys.readouterr().err.splitlines()[-1]
-    assert shortlist.main([str(run_dir), "--out", "nowhere/file"]) == 1
+    assert shortlist.main([str(run_dir), "--out", "nowhere/file"]) == 3
     assert "cannot write nowhere/file" in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(SystemExit):
         shortlist.main([str(run_dir), "--per-piece", "0"])
