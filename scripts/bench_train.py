@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from lightconv_mt.errors import DataError, LcmtError
-from lightconv_mt.whole_files import replace_text
+from lightconv_mt.evaluation.systems import write_text
 from peers.corpus import prepare
 from peers.job import SIZES, Job
 from peers.process import SideProcess
@@ -172,7 +172,7 @@ def write_json(arguments: argparse.Namespace, rows: list[Row]) -> None:
         ],
         "targets": judge_targets(rows),
     }
-    replace_text(arguments.json, json.dumps(values, indent=1) + "\n")
+    write_text(str(arguments.json), json.dumps(values, indent=1) + "\n")
 
 
 def machine() -> str:

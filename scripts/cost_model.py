@@ -29,7 +29,7 @@ from lightconv_mt.assemble import start_runtime
 from lightconv_mt.compose import compose
 from lightconv_mt.config import REGISTERS, TrainRunConfig, to_typed
 from lightconv_mt.errors import ConfigError, LcmtError
-from lightconv_mt.whole_files import replace_text
+from lightconv_mt.evaluation.systems import write_text
 from mixer_costs import Product
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -132,8 +132,6 @@ def show(
         "batch": asdict(shape),
         "words": arguments.words,
     }
-    if arguments.json:
-        replace_text(arguments.json, as_json(rows, settings))
     print(
         f"{settings['date']}  {settings['machine']}  torch {torch.__version__}  "
         f"{settings['threads']} threads  copies {machine.bandwidth / 1e9:.1f} GB/s\n"
@@ -142,6 +140,8 @@ def show(
         f"for one target token: counts, and microseconds\n\n{as_text(rows)}",
         end="",
     )
+    if arguments.json:
+        write_text(str(arguments.json), as_json(rows, settings))
 
 
 if __name__ == "__main__":

@@ -276,6 +276,11 @@ def test_the_script_runs_without_data(
     assert all(row["part"] in out for row in parts)
     for key in ("parameters", "forward", "both", "moved", "measured"):
         assert sum(row[key] for row in parts) == pytest.approx(whole[key])
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], str(tmp_path / "no" / "costs.json")])
+    assert cost_model.main() == 3
+    told = capsys.readouterr()
+    assert "(126 x 32) (32 x 64)" in told.out and "tokens/s" in told.out, "the table is not lost"
+    assert f"error: cannot write {tmp_path}/no/costs.json: No such file" in told.err
     monkeypatch.setattr(sys, "argv", ["cost_model.py", "experiment=multi30k_tiny"])
     monkeypatch.setenv("LCMT_DATA", str(tmp_path / "none"))
     assert cost_model.main() == 3
