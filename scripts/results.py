@@ -81,6 +81,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file for every figure")
     arguments = parser.parse_args()
     try:
+        check_runs(arguments.runs)
         check_words(arguments.eval)
         rows = group([(run, load_run_config(run)) for run in arguments.runs])
         found = [[evaluate(run, arguments.eval) for run in row] for row in rows]
@@ -103,6 +104,14 @@ def main() -> int:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code
     return 0
+
+
+def check_runs(runs: Sequence[Path]) -> None:
+    """Raise ConfigError for a run that would count twice in a mean."""
+    places = [run.resolve() for run in runs]
+    for run, place in zip(runs, places, strict=True):
+        if places.count(place) > 1:
+            raise ConfigError(f"{run} is given twice; give each run once")
 
 
 def check_words(words: Sequence[str]) -> None:

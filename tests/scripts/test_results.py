@@ -133,3 +133,11 @@ def test_words_that_would_change_nothing_are_refused(
     monkeypatch.setattr(sys, "argv", ["results.py", "none", "--eval", "decode=greedy", word])
     assert results.main() == 2
     assert f"error: --eval {word}: " in capsys.readouterr().err
+
+
+def test_a_run_is_not_counted_twice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["results.py", "a", "b", "./b"])
+    assert results.main() == 2
+    assert capsys.readouterr().err == "error: b is given twice; give each run once\n"
