@@ -1,6 +1,6 @@
 """Average checkpoints of a run into its `average/`, which lcmt-translate and lcmt-eval prefer.
 
-By default the last `checkpoint.average_last` of its configuration, as at the end of training.
+By default the last `checkpoint.average_last` of its configuration, or all if there are fewer.
 """
 
 import argparse
@@ -34,8 +34,9 @@ def average(run_dir: Path, last: int | None, wanted: list[int] | None) -> tuple[
     config = load_run_config(run_dir).checkpoint
     store = CheckpointStore(run_dir, config)
     there = store.steps()
-    count = config.average_last if last is None else last
-    steps = wanted or (there[-count:] if 0 < count <= len(there) else [])
+    if wanted is None and last is None and config.average_last:
+        last = min(config.average_last, len(there))
+    steps = sorted(set(wanted or (there[-last:] if last and 0 < last <= len(there) else [])))
     if not steps or not set(steps) <= set(there):
         raise CheckpointError(
             f"{run_dir} has {len(there)} checkpoints, steps "

@@ -1,6 +1,7 @@
 """Averaging as a command."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(
     ("last", "steps", "expected"),
-    [(None, None, [2, 4, 8]), (2, None, [4, 8]), (None, [1, 8], [1, 8])],
+    [(None, None, [2, 4, 8]), (2, None, [4, 8]), (None, [1, 8], [1, 8]), (None, [8, 1, 8], [1, 8])],
 )
 def test_the_chosen_checkpoints_are_averaged(
     run_dir: Path, last: int | None, steps: list[int] | None, expected: list[int]
@@ -44,6 +45,12 @@ def test_the_chosen_checkpoints_are_averaged(
     folder, used = script.average(run_dir, last, steps)
     assert used == expected
     assert load_weights(folder)["a"].item() == pytest.approx(sum(expected) / len(expected))
+
+
+def test_fewer_checkpoints_than_configured_are_all_averaged(run_dir: Path) -> None:
+    for step in (1, 2):
+        shutil.rmtree(CheckpointStore(run_dir, CheckpointConfig()).path(step))
+    assert script.average(run_dir, None, None)[1] == [4, 8]
 
 
 @pytest.mark.parametrize(("last", "steps"), [(5, None), (0, None), (-1, None), (None, [1, 3])])
