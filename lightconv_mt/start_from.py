@@ -8,6 +8,8 @@ from lightconv_mt.typed import read_yaml
 
 # Parts of a configuration that weights belong to.
 INHERITED = ("model", "tokenizer")
+# Keys of a tokenizer that is made already; the others say how one is made.
+_IN_USE = ("lowercase", "src_moses", "tgt_moses", "joins_pieces", "sampling")
 
 
 def inherit(plain: dict[str, Any], words: list[str]) -> None:
@@ -19,7 +21,8 @@ def inherit(plain: dict[str, Any], words: list[str]) -> None:
 
     Raises:
         CheckpointError: when `start_from` is no run folder.
-        ConfigError: when the words choose another model or tokenizer altogether.
+        ConfigError: when the words choose another model or tokenizer altogether, or how a tokenizer
+            is made.
     """
     start = plain.get("start_from")
     if not isinstance(start, str):
@@ -37,6 +40,14 @@ def inherit(plain: dict[str, Any], words: list[str]) -> None:
                 f"{word} is given, but start_from={start} brings its own {part}; leave it out, "
                 f"single keys such as model.dropout may differ"
             )
+        names = key.split(".")
+        if names[0] == "tokenizer" and names[1] not in _IN_USE:
+            name = names[1]
+            if composed["tokenizer"][name] != plain["tokenizer"].get(name):
+                raise ConfigError(
+                    f"{word} is given, but start_from={start} brings its own tokenizer, with "
+                    f"{name}={plain['tokenizer'].get(name)}; leave it out"
+                )
         if key.startswith(tuple(f"{part}." for part in INHERITED)):
             _copy_value(key.split("."), composed, plain)
 

@@ -109,6 +109,8 @@ def test_weights_of_another_shape_are_refused(
     [
         ("model=base", ConfigError, "model=base is given, but start_from="),
         ("tokenizer=bpe_2k", ConfigError, "brings its own tokenizer; leave it out"),
+        ("tokenizer.vocab_size=999", ConfigError, "tokenizer, with vocab_size=300; leave it out"),
+        ("tokenizer.src_model=a.model", ConfigError, "tokenizer, with src_model=None; leave it"),
         ("model/mixer=dynamicconv", ConfigError, "brings its own model"),
         ("model/mixer@model.encoder_mixer=lightconv", ConfigError, "brings its own model"),
         ("variant=conv", ConfigError, "brings its own model"),
