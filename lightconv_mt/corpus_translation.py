@@ -248,6 +248,7 @@ def _translate_chunk(
         search_of(config),
         prefixes=prefixes,
         max_tokens=config.max_tokens,
+        first_line=first,
     )
     texts = [
         format_translation(number, translation, config)

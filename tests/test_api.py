@@ -37,6 +37,15 @@ def test_a_text_is_no_list_of_lines(
             call(lines, others)
 
 
+def test_the_same_seed_draws_the_same_again(run_dir: Path) -> None:
+    translator = Translator.load(run_dir, device="cpu", threads=1)
+    options = {"sampling": True, "beam_size": 1, "seed": 7, "max_length": 6}
+    lines = ["ba de fi", "ba de fi"]
+    first, second = (translator.translate(lines, **options) for _ in range(2))
+    assert first == second
+    assert first[0] != first[1]  # each line has draws of its own
+
+
 @pytest.mark.parametrize("limit", [-1, 0, 1])
 def test_a_source_has_room_for_a_token_and_its_end(run_dir: Path, limit: int) -> None:
     with pytest.raises(ConfigError, match=f"max_source_tokens is {limit}; give 2 or more"):

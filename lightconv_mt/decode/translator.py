@@ -160,6 +160,7 @@ class Translator:
         prefixes: Sequence[str] | None = None,
         max_tokens: int = 4096,
         batch_size: int = 64,
+        first_line: int = 0,
     ) -> list[Translation]:
         """Translate lines.
 
@@ -169,15 +170,16 @@ class Translator:
             prefixes: what the output of each line begins with, whole words; "" is free.
             max_tokens: source tokens of a batch, padding included; a longer line stands alone.
             batch_size: lines of a batch, at most.
+            first_line: number of the first line; numbers tell the draws of sampling apart.
 
         Returns:
             One translation a line, in order.
         """
         assert not isinstance(lines, str), "give a list of lines"
-        first, begun = self.report.lines, list(prefixes) if prefixes else [""] * len(lines)
+        before, begun = self.report.lines, list(prefixes) if prefixes else [""] * len(lines)
         options = {"max_tokens": max_tokens, "batch_size": batch_size}
         if self.long_lines is LongLines.truncate:
-            numbers = range(first, first + len(lines))
+            numbers = range(first_line, first_line + len(lines))
             pieces = self._pieces(lines)
             return self._translate(
                 lines, pieces, config, prefixes=begun, numbers=numbers, **options
@@ -193,12 +195,12 @@ class Translator:
             ],
             # The first part draws as an uncut line does, the others as lines far away.
             numbers=[
-                first + line + place * FAR_AWAY
+                first_line + line + place * FAR_AWAY
                 for line, place in zip(parts.lines, parts.places, strict=True)
             ],
             **options,
         )
-        self.report.lines = first + len(lines)
+        self.report.lines = before + len(lines)
         return self._join_parts(found, parts, lines, config)
 
     def _translate(
@@ -263,7 +265,7 @@ class Translator:
         Raises:
             DataError: when lines and prefixes differ in number.
         """
-        stream = iter(lines)
+        stream, done = iter(lines), 0
         starts = None if prefixes is None else iter(prefixes)
         while chunk := list(islice(stream, chunk_size)):
             begun = None if starts is None else list(islice(starts, len(chunk)))
@@ -273,8 +275,14 @@ class Translator:
                     f"give one, or an empty line, for each"
                 )
             yield from self.translate(
-                chunk, config, prefixes=begun, max_tokens=max_tokens, batch_size=batch_size
+                chunk,
+                config,
+                prefixes=begun,
+                max_tokens=max_tokens,
+                batch_size=batch_size,
+                first_line=done,
             )
+            done += len(chunk)
         if starts is not None and next(starts, None) is not None:
             raise DataError(
                 f"there are more prefixes than the {self.report.lines:,} lines; "

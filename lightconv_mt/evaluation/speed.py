@@ -113,7 +113,7 @@ def timed_translation(
     """
     filled = [line for line in lines if line.strip()]
     translator.translate(sorted(filled, key=len)[:1], config)
-    translator.report = TranslationReport()  # sampling goes by its count of lines
+    translator.report = TranslationReport()  # of the lines that are timed
     started = perf_counter()
     found = translator.translate(lines, config, max_tokens=max_tokens)
     seconds = perf_counter() - started
