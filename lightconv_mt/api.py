@@ -98,6 +98,7 @@ class Translator:
         """How likely the model finds given translations, one for each sentence.
 
         Raises:
+            ConfigError: when the precision is int8.
             DataError: when lines and targets differ in number.
         """
         _check_lists(lines, targets, name="targets")

@@ -46,6 +46,12 @@ def test_the_same_seed_draws_the_same_again(run_dir: Path) -> None:
     assert first[0] != first[1]  # each line has draws of its own
 
 
+def test_int8_is_no_precision_of_scores(run_dir: Path) -> None:
+    translator = Translator.load(run_dir, device="cpu", precision="int8", threads=1)
+    with pytest.raises(ConfigError, match="precision is int8, .*; take fp32 or bf16"):
+        translator.score(["ba de"], ["ba"])
+
+
 @pytest.mark.parametrize("limit", [-1, 0, 1])
 def test_a_source_has_room_for_a_token_and_its_end(run_dir: Path, limit: int) -> None:
     with pytest.raises(ConfigError, match=f"max_source_tokens is {limit}; give 2 or more"):

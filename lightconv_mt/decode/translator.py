@@ -18,7 +18,7 @@ from lightconv_mt.decode.finishing import Finisher
 from lightconv_mt.decode.long_lines import LongLines, Parts, cut_lines, join_outputs, word_offsets
 from lightconv_mt.decode.ranking import Output, ScoreKind, search_config
 from lightconv_mt.decode.shortlist import Shortlists
-from lightconv_mt.errors import DataError
+from lightconv_mt.errors import ConfigError, DataError
 from lightconv_mt.model.ensemble import Ensemble
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 
@@ -298,7 +298,14 @@ class Translator:
             lines: sources, cut as for translation.
             targets: one for each.
             max_tokens: source tokens of a batch, padding included.
+
+        Raises:
+            ConfigError: when the precision is int8, which is of searches alone.
         """
+        if self.precision is torch.int8:
+            raise ConfigError(
+                "precision is int8, which scores of given targets cannot have; take fp32 or bf16"
+            )
         src_ids, tgt_ids = self.tokenizers.src.ids, self.tokenizers.tgt.ids
         sources = self._sources(lines, self._pieces(lines))
         sources = [source or [src_ids.eos] for source in sources]
