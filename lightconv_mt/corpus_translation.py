@@ -4,12 +4,9 @@ The chunks that are done lie in a folder beside the output, so that the same com
 there after any interruption, with as many processes as it then has.
 """
 
-import glob
-import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
@@ -46,7 +43,7 @@ from lightconv_mt.translation import (
     translate_stream,
 )
 from lightconv_mt.typed import to_plain
-from lightconv_mt.whole_files import replace_text
+from lightconv_mt.whole_files import remove_leftovers, replace_text, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +104,7 @@ def _translate_file(
 def _open_folder(config: TranslateConfig, folder: Path, held: ExitStack) -> bool:
     """Lock the folder, new or to be gone on with; returns whether the output is there already."""
     now = _settings(config)
-    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.tmp-*"):
-        shutil.rmtree(leftover)  # of one that was interrupted as its very last
+    remove_leftovers(folder)  # of one that was interrupted as its very last
     if not stored_chunks(folder):
         check_outputs(config)
     held.enter_context(lock_run(folder, key="output", work="written"))
@@ -303,8 +299,7 @@ def _settings(config: TranslateConfig) -> dict[str, Any]:
 def _file_digest(path: str) -> str:
     check_rereadable(path)
     try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return sha256_of(Path(path))[:16]
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
 

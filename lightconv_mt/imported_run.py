@@ -1,6 +1,5 @@
 """A run folder made of a fairseq checkpoint, its dictionaries and its BPE codes."""
 
-import hashlib
 import json
 import logging
 import os
@@ -98,7 +97,7 @@ def import_run(config: ImportConfig) -> Path:
     tokenizers = build_tokenizers(tokenizer, [], [])
     provenance = {
         "imported": {
-            name: {"path": path, "sha256": _sha256(Path(path))}
+            name: {"path": path, "sha256": whole_files.sha256_of(Path(path))}
             for name, path in (
                 ("checkpoint", config.checkpoint),
                 ("dict_src", config.dict_src),
@@ -296,8 +295,3 @@ def _moses_steps(moses: MosesConfig) -> list[str]:
         f"dashes {'' if moses.split_dashes else 'not '}split",
         *([] if moses.escape else ["not escaped"]),
     ]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,7 @@
 """Files that are whole or not there: written aside, synced, then renamed."""
 
 import glob
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -46,6 +47,12 @@ def replace_bytes(path: Path, content: bytes) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Write a small file in UTF-8; errors as of `whole_files`."""
     replace_bytes(path, text.encode())
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def aside(path: Path) -> Path:

@@ -28,7 +28,7 @@ from lightconv_mt.data.corpus import (
 )
 from lightconv_mt.data.lines import read_lines
 from lightconv_mt.errors import DataError
-from lightconv_mt.whole_files import aside, sync, whole_files
+from lightconv_mt.whole_files import aside, replace_text, sync, whole_files
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +108,7 @@ def prepare_corpus(
                 _join(folder / f"train.{name}.{side}", [path / side for path in paths])
         for side in SIDES if hold_out_every else ():
             _join(folder / f"valid.{side}", [path / f"held.{side}" for path in held])
-        with whole_files(folder / "report.txt") as (file,):
-            file.write("".join(f"{line}\n" for line in report.lines()).encode())
+        replace_text(folder / "report.txt", "".join(f"{line}\n" for line in report.lines()))
         for line in report.lines():
             logger.info("data: %s", line)
         shutil.rmtree(folder / PARTS)
@@ -160,8 +159,7 @@ def _drop_outdated(corpus: CorpusConfig, folder: Path) -> None:
         logger.warning("data: training files have changed since they were read; read anew")
         shutil.rmtree(folder)
         folder.mkdir()
-    with whole_files(folder / SOURCES) as (file,):
-        file.write(now.encode())
+    replace_text(folder / SOURCES, now)
 
 
 def stamps(source: SourceConfig) -> list[tuple[str, int, int]]:

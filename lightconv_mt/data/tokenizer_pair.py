@@ -16,7 +16,7 @@ from lightconv_mt.data.tokenizer import (
 )
 from lightconv_mt.data.tokenizer_base import BaseTokenizer
 from lightconv_mt.errors import CheckpointError, DataError
-from lightconv_mt.whole_files import replace_bytes
+from lightconv_mt.whole_files import replace_text, sha256_of
 
 # Of the file that a tokenizer writes last.
 _ENDINGS = ("model", "dict.txt")
@@ -50,8 +50,8 @@ class TokenizerPair:
         else:
             self.src.save(run_dir, "tokenizer.src")
             self.tgt.save(run_dir, "tokenizer.tgt")
-        sums = [f"{_file_digest(path)}  {path.name}\n" for path in _files(run_dir)]
-        replace_bytes(run_dir / _SUMS, "".join(sums).encode())
+        sums = [f"{sha256_of(path)}  {path.name}\n" for path in _files(run_dir)]
+        replace_text(run_dir / _SUMS, "".join(sums))
 
     @staticmethod
     def is_saved(run_dir: Path) -> bool:
@@ -92,10 +92,6 @@ def _files(run_dir: Path) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _check_sums(run_dir: Path) -> None:
     """Check that a run's tokenizer is the one it was trained with; older runs do not tell.
 
@@ -106,7 +102,7 @@ def _check_sums(run_dir: Path) -> None:
     try:
         known = sums.read_text(errors="replace") if sums.exists() else ""
         for path in _files(run_dir) if known else ():
-            if f"{_file_digest(path)}  {path.name}" not in known.splitlines():
+            if f"{sha256_of(path)}  {path.name}" not in known.splitlines():
                 raise CheckpointError(
                     f"{path} is not the file that the run was trained with (sha256 in {sums}); "
                     f"put that one back"

@@ -1,6 +1,5 @@
 """Folders that are whole or invisible: written aside, digested, synced, renamed."""
 
-import hashlib
 import json
 import logging
 import os
@@ -40,7 +39,7 @@ def write_folder(folder: Path, files: dict[str, Callable[[Path], object]], *, si
             path = temporary / name
             whole_files.announce("write", path)
             write(path)
-            manifest[name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+            manifest[name] = {"sha256": whole_files.sha256_of(path), "bytes": path.stat().st_size}
         whole_files.announce("write", temporary / MANIFEST)
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         whole_files.sync([*(temporary / name for name in files), temporary / MANIFEST, temporary])
@@ -75,7 +74,10 @@ def verify_folder(folder: Path) -> None:
             raise CheckpointError(f"{folder} is damaged: {MANIFEST} and files differ by {names}")
         for name, entry in manifest.items():
             path = folder / name
-            if (path.stat().st_size, _sha256(path)) != (entry["bytes"], entry["sha256"]):
+            if (path.stat().st_size, whole_files.sha256_of(path)) != (
+                entry["bytes"],
+                entry["sha256"],
+            ):
                 raise CheckpointError(f"{path} is damaged: it is not the file of {MANIFEST}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder} is no whole checkpoint: {error}") from error
@@ -112,8 +114,3 @@ def _drop_former(folder: Path) -> None:
         shutil.rmtree(_former(folder), ignore_errors=True)
     elif _former(folder).exists():
         os.replace(_former(folder), folder)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
