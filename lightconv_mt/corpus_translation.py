@@ -28,7 +28,8 @@ from lightconv_mt.data.chunks import (
 )
 from lightconv_mt.data.lines import check_rereadable, decode_line, read_chunks, read_raw_lines
 from lightconv_mt.decode.shortlist import shortlist_path
-from lightconv_mt.decode.translator import TranslationReport, Translator
+from lightconv_mt.decode.translations import TranslationReport
+from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import DataError
 from lightconv_mt.run_folder import check_same, find_checkpoint, lock_run
 from lightconv_mt.train.checkpoint import weights_digest

@@ -16,7 +16,8 @@ from lightconv_mt.config import NbestFormat, TranslateConfig
 from lightconv_mt.data.lines import decode_line, read_lines, read_raw_lines, without_mark
 from lightconv_mt.decode.alignment import pharaoh
 from lightconv_mt.decode.config import DecodeConfig
-from lightconv_mt.decode.translator import Translation, Translator
+from lightconv_mt.decode.translations import Translation
+from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import ConfigError, DataError
 from lightconv_mt.interactive import at_terminal, prompted_lines
 from lightconv_mt.whole_files import whole_files

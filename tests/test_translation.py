@@ -7,7 +7,7 @@ import pytest
 
 from lightconv_mt.config import NbestFormat, RuntimeConfig, TranslateConfig
 from lightconv_mt.decode.config import DecodeConfig
-from lightconv_mt.decode.translator import Translation
+from lightconv_mt.decode.translations import Translation
 from lightconv_mt.translation import format_translation
 
 

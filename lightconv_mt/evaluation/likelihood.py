@@ -9,7 +9,8 @@ from typing import Any
 
 from lightconv_mt.assemble import load_translator
 from lightconv_mt.config import EvalConfig, ScoreFormat
-from lightconv_mt.decode.translator import TargetScore, Translator
+from lightconv_mt.decode.translations import TargetScore
+from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import DataError
 from lightconv_mt.evaluation.data import TestData
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from lightconv_mt.decode.config import DecodeConfig
-from lightconv_mt.decode.translator import TranslationReport, Translator
+from lightconv_mt.decode.translations import TranslationReport
+from lightconv_mt.decode.translator import Translator
 
 PROCESS = Path("/proc/self")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightconv_mt.decode.config import DecodeConfig
-from lightconv_mt.decode.translator import Translation, TranslationReport
+from lightconv_mt.decode.translations import Translation, TranslationReport
 from lightconv_mt.evaluation.speed import peak_memory_bytes, reset_peak_memory, timed_translation
 
 
