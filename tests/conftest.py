@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy_language import configure, data, device
+
+__all__ = ["configure", "data", "device"]  # fixtures
 
 FIGURES = "<!-- figures -->", "<!-- end of figures -->"
 # Cases of these tests are counted one by one.

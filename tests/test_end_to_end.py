@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import random
 import re
 import shutil
 from collections.abc import Callable
@@ -13,28 +12,26 @@ from typing import Any
 
 import pytest
 import torch
+from toy_language import WORDS, Configure, write_corpus
 
 from lightconv_mt import assemble
 from lightconv_mt.api import Translator
 from lightconv_mt.config import (
-    Device,
     EvalConfig,
     NbestFormat,
-    RuntimeConfig,
     ScoreFormat,
     TrainRunConfig,
     TranslateConfig,
 )
 from lightconv_mt.corpus_translation import translate
-from lightconv_mt.data.batching import BatchConfig
-from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
+from lightconv_mt.data.corpus import CorpusConfig
 from lightconv_mt.data.tokenizer import TokenizerConfig, train_tokenizer
 from lightconv_mt.data.tokenizer_pair import TokenizerPair, build_tokenizers
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.errors import CheckpointError, ConfigError, DataError
 from lightconv_mt.evaluation.command import evaluate
 from lightconv_mt.mixers import MIXERS
-from lightconv_mt.model.transformer import ModelConfig, Tying
+from lightconv_mt.model.transformer import Tying
 from lightconv_mt.rehearsal import rehearse
 from lightconv_mt.run_folder import lock_run
 from lightconv_mt.train.checkpoint import (
@@ -51,81 +48,6 @@ from lightconv_mt.train.optim import OptimConfig
 from lightconv_mt.train.schedule import InverseSqrtConfig
 from lightconv_mt.train.state import Validation
 from lightconv_mt.typed import to_yaml
-
-WORDS = ["ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu"]
-
-
-def write_corpus(folder: Path, name: str, count: int, seed: int) -> SourceConfig:
-    """The target is the source backwards, each word with an ending."""
-    generator = random.Random(seed)
-    lines = [" ".join(generator.choices(WORDS, k=generator.randint(2, 6))) for _ in range(count)]
-    (folder / f"{name}.src").write_text("".join(f"{line}\n" for line in lines))
-    (folder / f"{name}.tgt").write_text(
-        "".join(" ".join(f"{word}n" for word in reversed(line.split())) + "\n" for line in lines)
-    )
-    return SourceConfig(
-        format=SourceFormat.text, src=str(folder / f"{name}.src"), tgt=str(folder / f"{name}.tgt")
-    )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> CorpusConfig:
-    folder = tmp_path_factory.mktemp("data")
-    return CorpusConfig(
-        src_lang="xx",
-        tgt_lang="yy",
-        train={"toy": write_corpus(folder, "train", 3000, 1)},
-        valid=write_corpus(folder, "valid", 40, 2),
-        test=write_corpus(folder, "test", 50, 3),
-        cache_dir=str(folder / "cache"),
-    )
-
-
-Configure = Callable[..., TrainRunConfig]
-
-
-@pytest.fixture
-def configure(data: CorpusConfig, tmp_path: Path) -> Configure:
-    def build(
-        run: str = "run",
-        *,
-        mixer: str = "dynamicconv",
-        steps: int = 6,
-        train: Any = None,
-        **values: Any,
-    ) -> TrainRunConfig:
-        mixer_values = (
-            {}
-            if mixer in ("attention", "average_attention")
-            else {"encoder_kernel_sizes": [5], "decoder_kernel_sizes": [5]}
-        )
-        defaults: dict[str, Any] = {
-            "run_dir": str(tmp_path / run),
-            "data": data,
-            "tokenizer": TokenizerConfig(vocab_size=300),
-            "batch": BatchConfig(max_tokens=512, max_length=64),
-            "model": ModelConfig(
-                mixer=MIXERS[mixer](**mixer_values),
-                dim=64,
-                ffn_dim=128,
-                num_heads=4,
-                encoder_layers=2,
-                decoder_layers=2,
-                dropout=0.1,
-            ),
-            "optim": OptimConfig(lr=4e-3),
-            "schedule": InverseSqrtConfig(warmup_steps=60),
-            "train": LoopConfig(
-                **{"validate_every_steps": 3, "log_every_steps": 2, **(train or {})},
-                max_steps=steps,
-            ),
-            "checkpoint": CheckpointConfig(save_every_steps=1, keep_last=4, average_last=2),
-            "decode": DecodeConfig(beam_size=1, max_length_extra=5),
-            "runtime": RuntimeConfig(device=Device.cpu, threads=1),
-        }
-        return TrainRunConfig(**{**defaults, **values})
-
-    return build
 
 
 def weights(config: TrainRunConfig) -> dict[str, torch.Tensor]:
@@ -187,7 +109,8 @@ def test_a_toy_language_is_learned(
     # Words come from those they translate: the first from the last, and so on.
     assert config.data.test is not None and config.data.test.src is not None
     sources = Path(config.data.test.src).read_text().splitlines()
-    aligned = Translator.load(config.run_dir, device="cpu").translate(sources, alignments=True)
+    translator = Translator.load(config.run_dir, device=config.runtime.device.value)
+    aligned = translator.translate(sources, alignments=True)
     links = [
         (source, target, len(line.split()))
         for line, found in zip(sources, aligned, strict=True)
@@ -367,7 +290,7 @@ def test_one_line_in_is_one_line_out(configure: Configure, tmp_path: Path) -> No
 def test_the_python_interface_translates_and_scores(configure: Configure) -> None:
     config = configure(steps=2)
     assemble.train(config)
-    translator = Translator.load(config.run_dir, device="cpu")
+    translator = Translator.load(config.run_dir, device=config.runtime.device.value)
     lines = ["ba de", "", "fi go hu"]
     found = translator.translate(lines, beam_size=3, nbest=2, max_length=5)
     assert [len(each.nbest) for each in found] == [2, 1, 2]
@@ -395,13 +318,14 @@ def test_an_ensemble_is_of_runs_with_the_same_tokenizers(configure: Configure) -
     folders = [first.run_dir, second.run_dir]
     lines = ["ba de", "", "fi go hu"]
     options = {"beam_size": 3, "nbest": 3, "max_length": 5}
-    found = Translator.load(folders, device="cpu").translate(lines, **options)
-    single = [Translator.load(each, device="cpu").translate(lines, **options) for each in folders]
+    device = other.runtime.device.value
+    found = Translator.load(folders, device=device).translate(lines, **options)
+    single = [Translator.load(each, device=device).translate(lines, **options) for each in folders]
     assert found not in single
-    twice = Translator.load(folders[:1] * 2, device="cpu").translate(lines, **options)
+    twice = Translator.load(folders[:1] * 2, device=device).translate(lines, **options)
     assert [each.text for each in twice] == [each.text for each in single[0]]
     with pytest.raises(CheckpointError, match=r"/first and \S*/other have different tokenizers"):
-        Translator.load([*folders, Path(other.run_dir)], device="cpu")
+        Translator.load([*folders, Path(other.run_dir)], device=device)
     with pytest.raises(ConfigError, match="run_dir is an empty list"):
         Translator.load([])
 
