@@ -32,6 +32,7 @@ from lightconv_mt.errors import CheckpointError, ConfigError, DataError
 from lightconv_mt.evaluation.command import evaluate
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import Tying
+from lightconv_mt.ops import Backend
 from lightconv_mt.rehearsal import rehearse
 from lightconv_mt.run_folder import lock_run
 from lightconv_mt.train.checkpoint import (
@@ -550,12 +551,18 @@ def test_accumulated_micro_batches_give_the_gradient_of_their_union(configure: C
     from lightconv_mt.train.loss import LabelSmoothedLoss
 
     config = configure()
+    device = torch.device(config.runtime.device.value)
     tokenizers = build_tokenizers(config.tokenizer, WORDS * 50, [f"{word}n" for word in WORDS] * 50)
-    model = assemble.build_model(config.model, tokenizers, config.runtime).double().eval()
+    runtime = config.runtime
+    if device.type == "cuda":  # whose kernels take no float64
+        runtime = replace(runtime, kernels=Backend.torch)
+    model = assemble.build_model(config.model, tokenizers, runtime).to(device).double().eval()
     rows = [([5 + i, 6, 2], [7, 8 + i] * (i + 1) + [2]) for i in range(6)]
     gradients = []
     for groups in ([rows], [rows[:1], rows[1:4], rows[4:]]):
-        batches = [collate(group, tokenizers.src.ids, tokenizers.tgt.ids) for group in groups]
+        batches = [
+            collate(group, tokenizers.src.ids, tokenizers.tgt.ids).to(device) for group in groups
+        ]
         tokens = sum(batch.num_tokens for batch in batches)
         model.zero_grad()
         for batch in batches:

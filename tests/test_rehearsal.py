@@ -335,3 +335,28 @@ def test_a_step_is_as_long_as_its_micro_batches(
         assert pace.step == pytest.approx(3 * cost.mean() + 7.0)
         assert pace.growth == 1.0
         assert len(pace.trials) > 10
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_each_process_tries_its_own_share(
+    configure: Configure,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+    accumulate: int,
+) -> None:
+    trial = Trial(configure(train={"accumulate": accumulate}), capsys)
+    original, tried = trial.trainer._gradient, []
+
+    def gradient(batches: list[Batch], num_tokens: int) -> Any:
+        tried.append(sum(len(batch.src) for batch in batches))
+        return original(batches, num_tokens)
+
+    monkeypatch.setattr(trial.trainer, "_gradient", gradient)
+    for rank in range(2):
+        distributed = Distributed()
+        distributed.rank, distributed.size = rank, 2
+        monkeypatch.setattr(distributed, "total", lambda *values: list(values))
+        monkeypatch.setattr(trial.trainer, "distributed", distributed)
+        _, batches, _, _ = trial.trainer._try(np.arange(len(trial.shapes)), 0, accumulate)
+    sentences = sum(len(batch.src) for batch in batches)
+    assert sum(tried) == sentences and 0 < min(tried) < sentences

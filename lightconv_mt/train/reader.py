@@ -71,16 +71,21 @@ class StepReader:
         micro_batches = [next(self._micro_batches) for _ in range(self._accumulate)]
         batches = [batch for batch, _, _ in micro_batches]
         _, epoch, index = micro_batches[-1]
-        own = self._distributed.share(batches)
-        if self._device.type == "cuda":
-            # A copy out of pageable memory would wait for the device.
-            own = [batch.pinned() for batch in own]
         return StepBatches(
-            own=[batch.to(self._device) for batch in own],
+            own=own_part(batches, self._distributed, self._device),
             num_tokens=sum(batch.num_tokens for batch in batches),
             epoch=epoch,
             index=index,
         )
+
+
+def own_part(batches: list[Batch], distributed: Distributed, device: torch.device) -> list[Batch]:
+    """What this process computes of a step's micro-batches, on its device."""
+    own = distributed.share(batches)
+    if device.type == "cuda":
+        # A copy out of pageable memory would wait for the device.
+        own = [batch.pinned() for batch in own]
+    return [batch.to(device) for batch in own]
 
 
 def _micro_batches(

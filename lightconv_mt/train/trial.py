@@ -16,6 +16,7 @@ from lightconv_mt.ops.dispatch import Backend
 from lightconv_mt.train.loop import Trainer
 from lightconv_mt.train.loss import LabelSmoothedLoss, Objective, chunk_rows
 from lightconv_mt.train.memory import held_memory
+from lightconv_mt.train.reader import own_part
 
 # Micro-batches tried at most; of many shapes, since the fewest tokens take the least time.
 MOST_TRIALS = 24
@@ -140,7 +141,8 @@ class TrialTrainer(Trainer):
         if self.batcher.config.num_workers:  # which make them meanwhile
             started = time.perf_counter()
         self.model.train()
-        sums = self._gradient(batches, sum(batch.num_tokens for batch in batches))
+        own = own_part(batches, self.distributed, self.device)
+        sums = self._gradient(own, sum(batch.num_tokens for batch in batches))
         self.distributed.total(*sums)  # waits for the device, as in a step
         middle = time.perf_counter()
         self._update(self.schedule.lr(self.state.step, self.optim.lr))
