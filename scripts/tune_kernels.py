@@ -127,6 +127,7 @@ def timed(
 ) -> float:
     """As `median_of_20`, of a tiling."""
     table.TUNED[key] = tiling
+    table.launch_of.cache_clear()
     return median_of_20(function)
 
 

@@ -206,4 +206,4 @@ def _differentiate(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     return *_backward_kernel(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
 
-torch.library.register_autograd("lightconv_mt::attention", _differentiate, setup_context=_remember)
+_kernel.differentiate(_remember, _differentiate)

@@ -1,15 +1,15 @@
 """Registers compiled kernels with torch: shapes for tracing, gradients, one op for all.
 
-C++ serves tensors on CPUs, Triton those on GPUs; what is on which device decides. Ops are defined
-without `torch.library.custom_op`, whose wrapper costs 30 us a call: more than some kernels take.
+C++ serves tensors on CPUs, Triton those on GPUs; what is on which device decides.
 """
 
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightconv_mt.ops import native
 
@@ -17,23 +17,87 @@ _OPTIONS = "int padding_left, bool normalize, float dropout, SymInt seed"
 _STEP = "Tensor x, Tensor(a!) ring, Tensor position, Tensor weight, *, bool normalize"
 
 
+class KernelOp:
+    """An op of this library: torch's for what traces it, shorter ways to its functions otherwise.
+
+    Torch's way from Python through an op and its registered gradient back to Python takes several
+    times as long as the launch of a kernel. Called with plain tensors, an op is one function of
+    torch's autograd, or its own function where no gradient is wanted.
+
+    Attributes:
+        op: torch's, with shapes for tracing and, where it has one, its gradient.
+    """
+
+    def __init__(self, name: str, op: Any, functions: dict[str, Callable[..., Any]]) -> None:
+        """Keep the functions by device type."""
+        self.op, self._name, self._functions = op, name, functions
+        self._function: type[torch.autograd.Function] | None = None
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Run, by whichever way serves the arguments; tensors come by position."""
+        if torch.compiler.is_compiling():
+            return self.op(*arguments, **options)
+        tensors = [each for each in arguments if isinstance(each, Tensor)]
+        device = tensors[0].device.type
+        if device not in self._functions or not all(
+            type(each) in _PLAIN and each.device.type == device for each in tensors
+        ):
+            return self.op(*arguments, **options)
+        if not torch.is_grad_enabled() or not any(each.requires_grad for each in tensors):
+            return self._functions[device](*arguments, **options)
+        return (self._function.apply if self._function else self.op)(*arguments, **options)
+
+    def differentiate(self, remember: Callable[..., None], backward: Callable[..., Any]) -> None:
+        """Give it a gradient.
+
+        Args:
+            remember: called with a context, the op's inputs and its output.
+            backward: called with the context and the output's gradients; returns the inputs'.
+        """
+        torch.library.register_autograd(
+            f"lightconv_mt::{self._name}", backward, setup_context=remember
+        )
+        functions = self._functions
+
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            device = next(each.device.type for each in inputs if isinstance(each, Tensor))
+            output = functions[device](*inputs)
+            remember(ctx, inputs, output)
+            return output
+
+        members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        self._function = type(self._name, (torch.autograd.Function,), members)
+
+
+# Subclasses may hold no data of their own.
+_PLAIN = (Tensor, nn.Parameter)
+
+
 def triton_function(module: str, name: str) -> Callable[..., Any]:
     """A function of ops/triton_*.py, imported at the first call: most machines have no triton."""
 
-    def function(*tensors: Tensor, **options: Any) -> Any:
-        found = getattr(import_module(f"lightconv_mt.ops.triton_{module}"), name)
-        return found(*tensors, **options)
+    @cache
+    def found() -> Callable[..., Any]:
+        function: Callable[..., Any] = getattr(
+            import_module(f"lightconv_mt.ops.triton_{module}"), name
+        )
+        return function
 
-    return function
+    return lambda *tensors, **options: found()(*tensors, **options)
 
 
 def _by_position(function: Callable[..., Any], tensors: int) -> Callable[..., Any]:
     """Take the options behind `tensors` tensors in the order in which the ops have them."""
 
     def positional(*arguments: Any) -> Any:
-        names = ("padding_left", "normalize", "dropout", "seed")
-        options = dict(zip(names, arguments[tensors:], strict=True))
-        return function(*arguments[:tensors], **options)
+        padding_left, normalize, dropout, seed = arguments[tensors:]
+        return function(
+            *arguments[:tensors],
+            padding_left=padding_left,
+            normalize=normalize,
+            dropout=dropout,
+            seed=seed,
+        )
 
     return positional
 
@@ -45,15 +109,16 @@ def register_op(
     cpu: Callable[..., Any],
     cuda: Callable[..., Any] | None,
     shapes: Callable[..., Any],
-) -> Any:
+) -> KernelOp:
     """Define an op, with its function for either device and its shapes alone for tracing."""
     qualified = f"lightconv_mt::{name}"
+    functions = {"cpu": cpu, "cuda": cuda}
     torch.library.define(qualified, signature)
-    torch.library.impl(qualified, "cpu", cpu)
-    if cuda is not None:
-        torch.library.impl(qualified, "cuda", cuda)
+    found = {device: function for device, function in functions.items() if function is not None}
+    for device, function in found.items():
+        torch.library.impl(qualified, device, function)
     torch.library.register_fake(qualified, shapes)
-    return getattr(torch.ops.lightconv_mt, name).default
+    return KernelOp(name, getattr(torch.ops.lightconv_mt, name).default, found)
 
 
 def refuse_second_derivative(op: str) -> None:
@@ -81,7 +146,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _register_convolution(
     kind: str, forward: Callable[..., Any], backward: Callable[..., Any]
-) -> tuple[Any, Any]:
+) -> tuple[KernelOp, KernelOp]:
     """Define a convolution and its gradients, given their functions for CPUs."""
     op = register_op(
         kind,
@@ -102,11 +167,11 @@ def _register_convolution(
         refuse_second_derivative(kind)
         return *gradients(grad_y, *ctx.saved_tensors, *ctx.options), *[None] * len(ctx.options)
 
-    torch.library.register_autograd(f"lightconv_mt::{kind}", differentiate, setup_context=_remember)
+    op.differentiate(_remember, differentiate)
     return op, gradients
 
 
-def _register_step(kind: str, function: Callable[..., Any]) -> Any:
+def _register_step(kind: str, function: Callable[..., Any]) -> KernelOp:
     """Define the one-step form of a convolution, given its function for CPUs."""
     return register_op(
         f"{kind}_step",

@@ -266,7 +266,5 @@ def _differentiate_norm(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None,
     return *grads, None, None, None
 
 
-torch.library.register_autograd("lightconv_mt::residual", _differentiate, setup_context=_remember)
-torch.library.register_autograd(
-    "lightconv_mt::residual_norm", _differentiate_norm, setup_context=_remember_norm
-)
+_residual_kernel.differentiate(_remember, _differentiate)
+_norm_kernel.differentiate(_remember_norm, _differentiate_norm)

@@ -127,13 +127,21 @@ def choose_launch(
     Raises:
         ConfigError: when the kernel is wider than the compiled ones are checked for.
     """
+    size_class = sum(positions > end for end in SIZE_CLASSES)
+    return launch_of(kernel, width, cols, itemsize, size_class, architecture)
+
+
+@cache
+def launch_of(
+    kernel: str, width: int, cols: int, itemsize: int, size_class: int, architecture: str
+) -> Launch:
+    """As `choose_launch`, which calls it at every call of a kernel."""
     if width > WIDTH_CLASSES[-1]:
         raise ConfigError(
             f"the Triton kernels have widths up to {WIDTH_CLASSES[-1]}, not {width}; "
             f"set runtime.kernels=torch"
         )
     width_class = next(end for end in WIDTH_CLASSES if width <= end)
-    size_class = sum(positions > end for end in SIZE_CLASSES)
     tiling = tiling_of(kernel, architecture, width_class, cols, size_class)
     return Launch(
         runs=max(1, tiling.tile // max(cols, NARROWEST)),

@@ -37,7 +37,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_torchs_own_checks_pass(name: str) -> None:
-    found = torch.library.opcheck(KERNELS[name][1], arguments(name))
+    found = torch.library.opcheck(KERNELS[name][1].op, arguments(name))
     assert set(found.values()) == {"SUCCESS"}
 
 
@@ -97,3 +97,32 @@ def test_a_second_derivative_is_refused_and_never_zero(name: str) -> None:
     torch.autograd.grad(y.sum(), x, retain_graph=True)
     with pytest.raises(RuntimeError, match=f"{name} has no second derivative"):
         torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+def test_the_short_way_and_torchs_agree_to_the_bit() -> None:
+    for name, (_, kernel) in KERNELS.items():
+        x, weight, *options = arguments(name)
+        for leaves in ((x, weight), (x, weight.detach()), (x.detach(), weight.detach())):
+            results = []
+            for function in (kernel, kernel.op):
+                y = function(*leaves, *options)
+                wanted = [leaf for leaf in leaves if leaf.requires_grad]
+                assert y.requires_grad == bool(wanted)
+                more = torch.autograd.grad(y.sin().sum(), wanted) if wanted else ()
+                results.append((y, *more))
+            for ours, theirs in zip(*results, strict=True):
+                assert torch.equal(ours, theirs)
+        with torch.no_grad():
+            assert not kernel(x, weight, *options).requires_grad
+
+
+def test_tensors_without_data_of_their_own_take_torchs_way() -> None:
+    """A kernel would read what is not there."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    x, weight, *options = arguments("lightconv")
+    x, weight = x.detach(), weight.detach()
+    with FakeTensorMode() as mode:
+        fake = lightconv_kernel(mode.from_tensor(x), mode.from_tensor(weight), *options)
+    assert fake.shape == x.shape and type(fake) is not torch.Tensor
+    assert lightconv_kernel(x.to("meta"), weight.to("meta"), *options).device.type == "meta"

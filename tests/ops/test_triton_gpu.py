@@ -195,11 +195,11 @@ def test_steps(kind: str, dtype: torch.dtype, width: int) -> None:
 @pytest.mark.parametrize("kind", OPS)
 def test_torchs_own_checks_pass(kind: str) -> None:
     x, weight, _ = inputs(kind, 2, 9, 3, 4, 5)
-    found = torch.library.opcheck(KERNELS[kind], (x, weight, 2, True, 0.3, 2**61 + 5))
+    found = torch.library.opcheck(KERNELS[kind].op, (x, weight, 2, True, 0.3, 2**61 + 5))
     assert set(found.values()) == {"SUCCESS"}
     ring, position = x.new_zeros(2, 4, 12), torch.tensor([0, 7], device="cuda")
     arguments = (x.detach(), ring, position, weight.detach())
-    found = torch.library.opcheck(STEPS[kind][1], arguments, {"normalize": True})
+    found = torch.library.opcheck(STEPS[kind][1].op, arguments, {"normalize": True})
     assert set(found.values()) == {"SUCCESS"}
 
 
