@@ -3,19 +3,23 @@
 Then cross-entropy, dropout and whole training steps, compiled and not: see bench_gpu_training.py.
 
 Each case is checked against the reference at full size first; then all candidates are timed in
-turn within one loop. `of copy` is the bytes that a call must move over its time, as a share of a
-device copy's speed in the same run; small cases stay in cache and may exceed it. Results go to
-OUTPUT.json and OUTPUT.md.
+turn within one loop: `seconds` on the GPU, which never waits for the host meanwhile, and
+`host_seconds` until the call returns. A model whose kernels are shorter than that is as fast as
+its host. `of copy` is the bytes that a call must move over its seconds, as a share of a device
+copy's speed in the same run; small cases stay in cache and may exceed it. Results go to OUTPUT.json
+and OUTPUT.md. What is to be compiled for all cases is compiled first, by all cores.
 """
 
 import argparse
 import json
-import statistics
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from importlib.util import find_spec
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from torch import Tensor
 
 from baselines import attention, unfold
 from bench_gpu_training import Sizes, measurements
+from gpu_clock import Clock, timed_apart
 from kernel_gate.calls import TYPES, Call
 from lightconv_mt import ops
 from lightconv_mt.ops import Backend
@@ -36,6 +41,8 @@ CASES = [
 ]
 # Of the largest value: the inputs of the reference are rounded too, its sums are not.
 TOLERANCES = {"fp32": 1e-5, "bf16": 2**-7, "fp16": 2**-10}
+# Processes that compile and check; each holds some hundred MB of the GPU besides its tensors.
+WORKERS = min(12, os.cpu_count() or 1)
 Function = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -50,41 +57,61 @@ def main() -> int:
         return 0
     import triton
 
-    copied = copy_speed()
     header = {
         "date": str(date.today()),
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "copy_bytes_per_second": copied,
+        "copy_bytes_per_second": copy_speed(),
         "rounds": arguments.rounds,
     }
     print(json.dumps(header))
-    rows: list[dict[str, Any]] = []
-    for case, kind, dtype in product(CASES, ("lightconv", "dynamicconv"), TYPES):
-        x, weight, grad_y = inputs(case, kind, dtype)
-        candidates = candidates_for(kind, case, dtype)
-        check(kind, x, weight, grad_y, TOLERANCES[dtype])
-        measured = measure(candidates, x, weight, grad_y, rounds=arguments.rounds)
+    cases = [*product(CASES, ("lightconv", "dynamicconv"), TYPES)]
+    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
+        found = [*pool.map(checked_beside_others, cases)]
+    wrong = [
+        checked(case) if each is None else each for case, each in zip(cases, found, strict=True)
+    ]
+    if any(wrong):
+        print(*filter(None, wrong), sep="\n", file=sys.stderr)
+        return 1
+    tables: dict[str, list[dict[str, Any]]] = {"convolutions": [], "training": []}
+    device = torch.device("cuda", torch.cuda.current_device())
+    for name, rows in (
+        ("convolutions", convolutions(cases, header["copy_bytes_per_second"], arguments.rounds)),
+        ("training", measurements(device, Backend.triton, Sizes(), rounds=arguments.rounds)),
+    ):
+        for row in rows:
+            tables[name].append(row)
+            print(markdown(row), flush=True)
+            write(arguments.output, header, tables)
+    return 0
+
+
+def convolutions(
+    cases: list[tuple[tuple[int, ...], str, str]], copied: float, rounds: int
+) -> Iterator[dict[str, Any]]:
+    """One row a case, candidate and direction."""
+    for case, kind, dtype in cases:
+        measured = measure(
+            candidates_for(kind, case, dtype), *inputs(case, kind, dtype), rounds=rounds
+        )
         for (label, direction), values in measured.items():
             names = dict(zip(("batch", "time", "channels", "heads", "width"), case, strict=True))
             call = Call(kind=kind, direction=direction, dtype=dtype, **names)
             share = call.minimum_bytes / values["seconds"] / copied
             row = {"kind": kind, "dtype": dtype, **names, "direction": direction}
-            rows.append(row | {"candidate": label, **values, "of_copy": share})
-            print(markdown(rows[-1]), flush=True)
-    training = []
-    device = torch.device("cuda", torch.cuda.current_device())
-    for row in measurements(device, Backend.triton, Sizes(), rounds=arguments.rounds):
-        training.append(row)
-        print(markdown(row), flush=True)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.with_suffix(".json").write_text(
-        json.dumps({**header, "rows": rows, "training": training}, indent=1) + "\n"
-    )
-    text = "\n".join([json.dumps(header), "", *table(rows), "", *table(training), ""])
-    arguments.output.with_suffix(".md").write_text(text)
-    return 0
+            yield row | {"candidate": label, **values, "of_copy": share}
+
+
+def write(output: Path, header: dict[str, Any], tables: dict[str, list[dict[str, Any]]]) -> None:
+    """What is measured so far."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".json").write_text(json.dumps({**header, **tables}, indent=1) + "\n")
+    lines = [json.dumps(header)]
+    for rows in tables.values():
+        lines += ["", *table(rows)] if rows else []
+    output.with_suffix(".md").write_text("".join(f"{line}\n" for line in lines))
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
@@ -127,64 +154,87 @@ def causal_conv1d(x: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-def check(kind: str, x: Tensor, weight: Tensor, grad_y: Tensor, tolerance: float) -> None:
-    """Raise when the kernels' output or a gradient is not the reference's in float32."""
+def checked_beside_others(job: tuple[tuple[int, ...], str, str]) -> str | None:
+    """As `checked`; None where the memory that other processes leave does not suffice."""
+    try:
+        return checked(job)
+    except torch.cuda.OutOfMemoryError:
+        return None
+    finally:
+        torch.cuda.empty_cache()
+
+
+def checked(job: tuple[tuple[int, ...], str, str]) -> str:
+    """What is wrong with the kernels' output or a gradient beside the reference's in float32.
+
+    On the way the kernels are compiled, into a cache on disk that all processes read.
+    """
+    case, kind, dtype = job
+    x, weight, grad_y = inputs(*job)
     options = {"padding_left": weight.shape[-1] // 2}
     results = []
-    for backend, dtype in ((Backend.triton, x.dtype), (Backend.reference, torch.float32)):
-        arguments = [each.detach().to(dtype).requires_grad_() for each in (x, weight)]
+    for backend, wanted in ((Backend.triton, x.dtype), (Backend.reference, torch.float32)):
+        arguments = [each.detach().to(wanted).requires_grad_() for each in (x, weight)]
         y = getattr(ops, kind)(*arguments, backend=backend, **options)
-        gradients = torch.autograd.grad(y, arguments, grad_y.to(dtype))
+        gradients = torch.autograd.grad(y, arguments, grad_y.to(wanted))
         results.append([y.detach(), *gradients])
     for name, ours, expected in zip(("y", "grad_x", "grad_weight"), *results, strict=True):
         error = ((ours.float() - expected).abs().max() / expected.abs().max()).item()
-        if not error <= tolerance:
-            raise SystemExit(f"{kind} {tuple(x.shape)} {x.dtype} {name}: error {error:.2e}")
+        if not error <= TOLERANCES[dtype]:
+            return f"bench_gpu: {kind} {case} {dtype} {name}: error {error:.2e}"
+    return ""
 
 
 def measure(
     candidates: dict[str, Function], x: Tensor, weight: Tensor, grad_y: Tensor, *, rounds: int
 ) -> dict[tuple[str, str], dict[str, float]]:
-    """Median seconds and the most memory held, by candidate and direction; the first 3 warm up."""
-    found: dict[tuple[str, str], list[tuple[float, int]]] = {}
+    """Median seconds and the most memory held, by candidate and direction."""
+    clocks: dict[tuple[str, str], Clock] = {}
+    peaks: dict[tuple[str, str], int] = {}
     for round_ in range(rounds + 3):
         for label, function in list(candidates.items()):
+            keys = [(label, direction) for direction in ("forward", "backward")]
+            pair = (
+                [Clock(), Clock()] if round_ < 3 else [clocks.setdefault(k, Clock()) for k in keys]
+            )
             try:
-                once = measure_once(function, x, weight, grad_y)
+                if round_ == 0:
+                    peaks |= zip(keys, peak_bytes(function, x, weight, grad_y), strict=True)
+                timed_apart(both_directions(function, x, weight, grad_y), pair)
             except torch.cuda.OutOfMemoryError:
                 print(f"{label}: out of memory")
                 del candidates[label]
-                continue
-            if round_ >= 3:
-                for direction, values in once.items():
-                    found.setdefault((label, direction), []).append(values)
     return {
         key: {
-            "seconds": statistics.median(seconds for seconds, _ in values),
-            "peak_bytes": max(peak for _, peak in values),
+            "seconds": clock.seconds,
+            "host_seconds": clock.host_seconds,
+            "peak_bytes": peaks[key],
         }
-        for key, values in found.items()
+        for key, clock in clocks.items()
+        if key[0] in candidates
     }
 
 
-def measure_once(
+def both_directions(
     function: Function, x: Tensor, weight: Tensor, grad_y: Tensor
-) -> dict[str, tuple[float, int]]:
-    """Seconds and bytes of memory of one forward and one backward."""
+) -> list[Callable[[], object]]:
+    """Forward, and the backward of what that has found."""
+    found: list[Tensor] = []
+
+    def backward() -> object:
+        return torch.autograd.grad(found.pop(), (x, weight), grad_y, allow_unused=True)
+
+    return [lambda: found.append(function(x, weight)), backward]
+
+
+def peak_bytes(function: Function, x: Tensor, weight: Tensor, grad_y: Tensor) -> list[int]:
+    """Most bytes held during one forward, and during that and one backward."""
     torch.cuda.reset_peak_memory_stats()
-    held = torch.cuda.memory_allocated()
-    start, middle, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
-    start.record()
-    y = function(x, weight)
-    middle.record()
-    peak = torch.cuda.max_memory_allocated()
-    torch.autograd.grad(y, (x, weight), grad_y, allow_unused=True)
-    end.record()
-    torch.cuda.synchronize()
-    return {
-        "forward": (start.elapsed_time(middle) / 1e3, peak - held),
-        "backward": (middle.elapsed_time(end) / 1e3, torch.cuda.max_memory_allocated() - held),
-    }
+    held, peaks = torch.cuda.memory_allocated(), []
+    for call in both_directions(function, x, weight, grad_y):
+        call()
+        peaks.append(torch.cuda.max_memory_allocated() - held)
+    return peaks
 
 
 def copy_speed() -> float:

@@ -3,16 +3,17 @@
 Run by bench_gpu.py. Everything also runs on a CPU with its own backends, at sizes of a test.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from gpu_clock import WARM_UP, Clock, timed_apart
 from lightconv_mt.data.batching import Batch
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer
@@ -97,37 +98,39 @@ def residuals(
 
 
 def steps(device: torch.device, kernels: Backend, sizes: Sizes, rounds: int) -> Iterator[Row]:
-    """Forward, backward and Adam in bfloat16 on one batch, compiled and not."""
+    """Forward, backward and Adam in bfloat16 on one batch; then the same compiled."""
     sentences, source, target = sizes.batch
     src = torch.ones(sentences, source, dtype=torch.int64)
     tgt = torch.ones(sentences, target, dtype=torch.int64)
     batch = Batch(src, src > 0, tgt, tgt, tgt > 0, tgt.numel(), []).to(device)
-    for name, dim, ffn_dim, heads, layers in sizes.models:
-        for mixer in ("lightconv", "dynamicconv", "attention"):
-            config = ModelConfig(
-                mixer=MIXERS[mixer](**widths(mixer, layers)),
-                dim=dim,
-                ffn_dim=ffn_dim,
-                num_heads=heads,
-                encoder_layers=layers,
-                decoder_layers=layers,
-                dropout=0.1,
-            )
-            model = build(config, sizes.vocabulary, kernels).to(device)
-            optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True)
-            objective = Objective(model, LabelSmoothedLoss(0.1, backend=kernels)).train()
-            step = partial(train, objective, optimizer)
-            case = {"case": "training step", "detail": f"{name} {mixer}"}
-            tokens = batch.num_tokens
-            yield from timed(
-                {"eager": partial(step, batch)}, case, torch.bfloat16, device, rounds, tokens
-            )
+    for compiled, shape, mixer in product(
+        (False, True), sizes.models, ("lightconv", "dynamicconv", "attention")
+    ):
+        name, dim, ffn_dim, heads, layers = shape
+        config = ModelConfig(
+            mixer=MIXERS[mixer](**widths(mixer, layers)),
+            dim=dim,
+            ffn_dim=ffn_dim,
+            num_heads=heads,
+            encoder_layers=layers,
+            decoder_layers=layers,
+            dropout=0.1,
+        )
+        model = build(config, sizes.vocabulary, kernels).to(device)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True)
+        objective = Objective(model, LabelSmoothedLoss(0.1, backend=kernels)).train()
+        step = partial(train, objective, optimizer)
+        detail = f"{name} {mixer}"
+        if compiled:
             started = time.perf_counter()
             compile_layers(model, partial(step, example_batch(device)))
-            case["detail"] += f", compiled in {time.perf_counter() - started:.0f} s"
-            yield from timed(
-                {"compiled": partial(step, batch)}, case, torch.bfloat16, device, rounds, tokens
-            )
+            detail += f", compiled in {time.perf_counter() - started:.0f} s"
+        case = {"case": "training step", "detail": detail}
+        label = "compiled" if compiled else "eager"
+        yield from timed(
+            {label: partial(step, batch)}, case, torch.bfloat16, device, rounds, batch.num_tokens
+        )
+        if compiled:
             torch.compiler.set_stance("default")
             torch.compiler.reset()
 
@@ -169,24 +172,32 @@ def timed(
     rounds: int,
     tokens: int | None = None,
 ) -> Iterator[Row]:
-    """Median seconds of candidates called in turn, and the most memory held; the first warm up."""
-    seconds: dict[str, list[float]] = {label: [] for label in candidates}
-    peaks = dict.fromkeys(candidates, 0)
+    """Median seconds of candidates called in turn, and the most memory held.
+
+    Kernels are timed on the GPU, `host_seconds` apart; whole steps, which wait for the GPU
+    themselves, by the clock on the wall.
+    """
+    clocks = {label: Clock() for label in candidates}
+    peaks: dict[str, int] = {}
     gpu = device.type == "cuda"
-    for round_ in range(rounds + 3):
+    for _ in range(WARM_UP + rounds):
         for label, call in candidates.items():
             if gpu:
                 torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
-            started = time.perf_counter()
-            call()
+            clock = clocks[label]
+            if gpu and tokens is None:
+                timed_apart([call], [clock])
+            else:
+                started = time.perf_counter()
+                call()
+                if gpu:
+                    torch.cuda.synchronize()
+                clock.device.append(time.perf_counter() - started)
             if gpu:
-                torch.cuda.synchronize()
-                peaks[label] = max(peaks[label], torch.cuda.max_memory_allocated())
-            if round_ >= 3:
-                seconds[label].append(time.perf_counter() - started)
-    for label, found in seconds.items():
-        median = statistics.median(found)
-        speed = "" if tokens is None else tokens / median
-        row = {**case, "dtype": str(dtype)[6:], "candidate": label, "seconds": median}
-        yield row | {"tokens_per_second": speed, "peak_bytes": peaks[label] if gpu else ""}
+                peaks[label] = max(peaks.get(label, 0), torch.cuda.max_memory_allocated())
+    for label, clock in clocks.items():
+        row = {**case, "dtype": str(dtype)[6:], "candidate": label, "seconds": clock.seconds}
+        row["host_seconds"] = clock.host_seconds if clock.host else ""
+        row["tokens_per_second"] = tokens / clock.seconds if tokens else ""
+        yield row | {"peak_bytes": peaks.get(label, "")}

@@ -6,7 +6,6 @@ helps. bfloat16; an hour for everything. Run `make test-gpu` afterwards.
 
 import argparse
 import re
-import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from gpu_clock import WARM_UP, Clock, timed_apart
 from lightconv_mt.ops import triton_table as table
 
 CHOICES = {
@@ -132,20 +132,15 @@ def timed(
 
 
 def median_of_20(function: Callable[[], object]) -> float:
-    """Median seconds of 20 launches; infinite when the compiler refuses them."""
-    seconds = []
+    """Median seconds on the GPU of 20 launches; infinite when the compiler refuses them."""
+    clock = Clock()
     try:
-        for _ in range(23):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            function()
-            end.record()
-            torch.cuda.synchronize()
-            seconds.append(start.elapsed_time(end) / 1e3)
+        for _ in range(WARM_UP + 20):
+            timed_apart([function], [clock])
     except Exception as error:  # whatever the compiler raises
         print(f"  {type(error).__name__}")
         return float("inf")
-    return statistics.median(seconds[3:])
+    return clock.seconds
 
 
 def write_table() -> None:
