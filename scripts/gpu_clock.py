@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 # The GPU sleeps so long while the host queues calls; twice as long where that was too short.
-SLEEP_CYCLES, LONGEST = 10**7, 10**10
+SLEEP_CYCLES, LONGEST = 10**7, 10**8
 WARM_UP = 3
 
 
@@ -47,7 +47,7 @@ def timed_apart(calls: Sequence[Callable[[], object]], clocks: Sequence[Clock]) 
             call()
             event.record()
             returned.append(time.perf_counter())
-        # A call that waits for the GPU itself never queues ahead.
+        # What waits for the GPU, or fills its queue of kernels, never gets ahead.
         ahead = not events[0].query() or clocks[0].cycles > LONGEST
         torch.cuda.synchronize()
         if ahead:

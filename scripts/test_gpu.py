@@ -61,7 +61,8 @@ def call_commands(calls: int, workers: int) -> Iterator[list[str]]:
 
 def run(command: list[str], *, captured: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a command, its output kept or shown at once."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "scripts"), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, [str(ROOT / "scripts"), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     output = subprocess.PIPE if captured else None
     return subprocess.run(
         command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
