@@ -25,7 +25,7 @@ class Translator:
         cls,
         path: str | Path | Sequence[str | Path],
         *,
-        checkpoint: str = "auto",
+        checkpoint: str | int = "auto",
         device: str = "auto",
         precision: str = "fp32",
         kernels: str = "auto",
@@ -60,7 +60,7 @@ class Translator:
         check_source_tokens(max_source_tokens)
         cut = None if long_lines is None else LongLines[long_lines]
         names = [*map(str, folders)]
-        return cls(load_translator(names, checkpoint, runtime, max_source_tokens, cut))
+        return cls(load_translator(names, str(checkpoint), runtime, max_source_tokens, cut))
 
     def translate(
         self,
@@ -84,10 +84,12 @@ class Translator:
             One translation a sentence, in order.
 
         Raises:
-            ConfigError: when an option does not exist or has a wrong value.
+            ConfigError: when an option does not exist, or one or a number has a wrong value.
             DataError: when lines and prefixes differ in number.
         """
         _check_lists(lines, lines if prefixes is None else prefixes, name="prefixes")
+        for name, count in (("max_tokens", max_tokens), ("batch_size", batch_size)):
+            _check_count(name, count)
         plain = {**to_plain(DecodeConfig()), **options}
         config = build_typed(DecodeConfig, plain, registers={})
         return self._translator.translate(
@@ -103,6 +105,12 @@ class Translator:
         """
         _check_lists(lines, targets, name="targets")
         return self._translator.score(lines, targets)
+
+
+def _check_count(name: str, count: int) -> None:
+    """Raise ConfigError unless it is a number of 1 or more."""
+    if not isinstance(count, int) or count < 1:
+        raise ConfigError(f"{name} is {count!r}; give a whole number of 1 or more")
 
 
 def _check_lists(lines: Sequence[str], others: Sequence[str], *, name: str) -> None:

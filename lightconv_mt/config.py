@@ -314,9 +314,9 @@ def to_typed(root: type[Root], plain: dict[str, Any]) -> Root:
 
 def check_source_tokens(limit: int | None) -> None:
     """Raise ConfigError for a `max_source_tokens` that leaves no room for a source."""
-    if limit is not None and limit < 2:
+    if limit is not None and (not isinstance(limit, int) or limit < 2):
         raise ConfigError(
-            f"max_source_tokens is {limit}; give 2 or more, of which EOS is one, or null"
+            f"max_source_tokens is {limit!r}; give 2 or more, of which EOS is one, or null"
         )
 
 

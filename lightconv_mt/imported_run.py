@@ -42,6 +42,9 @@ _NOTE = """\
 """
 
 
+LANGUAGE = r"[\w-]{1,20}"
+
+
 @dataclass(kw_only=True)
 class ImportConfig:
     """What to import; None is read off the checkpoint or the dictionaries."""
@@ -65,6 +68,10 @@ class ImportConfig:
         for key in ("checkpoint", "dict_src", "dict_tgt", "out"):
             if not getattr(self, key).strip():
                 raise ConfigError(f"{key} is empty; give a path")
+        for key in ("src_lang", "tgt_lang"):
+            given = getattr(self, key)
+            if given is not None and not re.fullmatch(LANGUAGE, given, re.ASCII):
+                raise ConfigError(f"{key} is {given!r}; give a code such as de, or leave it out")
         if not Path(self.out).name:
             raise ConfigError(f"out={self.out} has no name of its own; give a folder to be made")
         if self.bpe_codes_tgt is not None and self.bpe_codes is None:
@@ -183,7 +190,7 @@ def _pieces(dictionary: FairseqDictionary) -> list[str]:
 def _lang(config: ImportConfig, checkpoint: FairseqCheckpoint, side: str) -> str:
     given: str | None = getattr(config, f"{side}_lang")
     found = checkpoint.fields.get({"src": "source_lang", "tgt": "target_lang"}[side])
-    named = isinstance(found, str) and re.fullmatch(r"[\w-]{1,20}", found, re.ASCII)
+    named = isinstance(found, str) and re.fullmatch(LANGUAGE, found, re.ASCII)
     if given is None and not named:
         raise ConfigError(
             f"{checkpoint.path} does not name its languages; give {side}_lang, a code such as de"

@@ -14,6 +14,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from counts import positive
 from lightconv_mt.errors import ConfigError, LcmtError
 from lightconv_mt.whole_files import replace_text
 from sweep.measure import Measurement, measure, scoring_config
@@ -28,9 +29,13 @@ def main() -> int:
     )
     parser.add_argument("out", type=Path, help="folder of the runs and the table")
     parser.add_argument("words", nargs="+", help="key=value of lcmt-train, several values swept")
-    parser.add_argument("--jobs", type=int, default=1, help="runs trained at a time")
-    parser.add_argument("--rounds", type=int, default=3, help="translations of the test set timed")
-    parser.add_argument("--batch-size", type=int, default=256, help="sentences decoded together")
+    parser.add_argument("--jobs", type=positive, default=1, help="runs trained at a time")
+    parser.add_argument(
+        "--rounds", type=positive, default=3, help="translations of the test set timed"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, default=256, help="sentences decoded together"
+    )
     parser.add_argument(
         "--eval",
         nargs="+",

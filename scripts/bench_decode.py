@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from counts import positive
 from ctranslate2_peer import Translate, open_peer
 from lightconv_mt.data.lines import read_lines
 from lightconv_mt.data.tokenizer import TokenizerConfig
@@ -56,14 +57,16 @@ def main() -> None:
     )
     parser.add_argument("sentences", nargs="?", help="a text file, .gz too; default Multi30k's")
     parser.add_argument("corpus", nargs="*", help="text files to learn the vocabulary from")
-    parser.add_argument("--count", type=int, default=1000, help="sentences in batches of 64")
-    parser.add_argument("--single", type=int, default=60, help="sentences one by one")
-    parser.add_argument("--length", type=int, default=20)
-    parser.add_argument("--vocabulary", type=int, default=8000)
-    parser.add_argument("--listed", type=int, default=500, help="tokens of a shortlist")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--plain", type=int, default=64, help="sentences the plain side is given")
+    parser.add_argument("--count", type=positive, default=1000, help="sentences in batches of 64")
+    parser.add_argument("--single", type=positive, default=60, help="sentences one by one")
+    parser.add_argument("--length", type=positive, default=20)
+    parser.add_argument("--vocabulary", type=positive, default=8000)
+    parser.add_argument("--listed", type=positive, default=500, help="tokens of a shortlist")
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument(
+        "--plain", type=positive, default=64, help="sentences the plain side is given"
+    )
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--mixers", nargs="+", choices=COMPARED, default=list(COMPARED))
     arguments = parser.parse_args()

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from baselines import attention, unfold
 from bench_gpu_training import Sizes, measurements
+from counts import positive
 from gpu_clock import Clock, timed_apart
 from kernel_gate.calls import TYPES, Call
 from lightconv_mt import ops
@@ -49,7 +50,7 @@ Function = Callable[[Tensor, Tensor], Tensor]
 def main() -> int:
     """Print and write one line a case, direction and candidate; 1 when a result is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=positive, default=30)
     parser.add_argument("--output", type=Path, default=Path("runs/bench_gpu"))
     arguments = parser.parse_args()
     if not torch.cuda.is_available():

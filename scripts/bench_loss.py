@@ -7,6 +7,7 @@ from datetime import date
 
 import torch
 
+from counts import positive
 from lightconv_mt.ops.cross_entropy import Smoothing, cross_entropy_
 from lightconv_mt.ops.dispatch import Backend
 from lightconv_mt.train.memory import keep_freed_memory
@@ -15,10 +16,10 @@ from lightconv_mt.train.memory import keep_freed_memory
 def main() -> None:
     """Check that both agree, time them in turn, print medians and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=512)
-    parser.add_argument("--vocabulary", type=int, default=8000)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rows", type=positive, default=512)
+    parser.add_argument("--vocabulary", type=positive, default=8000)
+    parser.add_argument("--rounds", type=positive, default=20)
+    parser.add_argument("--threads", type=positive, default=1)
     arguments = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(arguments.threads)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from baselines import attention, unfold
+from counts import positive
 from lightconv_mt.ops import Backend, dynamicconv, dynamicconv_step, lightconv, lightconv_step
 from lightconv_mt.ops.library import load_library
 from lightconv_mt.ops.register import (
@@ -49,8 +50,8 @@ Times = dict[str, list[float]]
 def main() -> None:
     """Print one line a case, kind, direction and type."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=positive, default=4)
+    parser.add_argument("--threads", type=positive, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
     keep_freed_memory()  # as in training; else every candidate measures page faults
     print(

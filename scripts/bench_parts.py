@@ -16,6 +16,7 @@ from unittest import mock
 import torch
 
 from bench_ops import CASES, inside_taps, ops_alone, peak_flops
+from counts import positive
 from lightconv_mt.ops import native
 from lightconv_mt.ops.library import load_library
 from lightconv_mt.train.memory import keep_freed_memory
@@ -26,7 +27,7 @@ PARTS = ("softmax", "copies", "sums", "tap gradients", "softmax gradients")
 def main() -> None:
     """Print one line a case, kind, direction and type."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calls", type=int, default=300)
+    parser.add_argument("--calls", type=positive, default=300)
     calls = parser.parse_args().calls
     keep_freed_memory()
     torch.set_num_threads(1)

@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from counts import positive
 from lightconv_mt.errors import DataError, LcmtError
 from lightconv_mt.evaluation.systems import write_text
 from peers.corpus import prepare
@@ -47,10 +48,10 @@ def main() -> int:
         metavar="SIDE",
         help=f"of {', '.join(SIDES)}; default all",
     )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=10, help="timed, of a window")
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--updates", type=positive, default=10, help="timed, of a window")
     parser.add_argument("--warm", type=int, default=3, help="untimed, before them")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--peers", type=Path, default=PEERS, help="folder with peers' packages")
     parser.add_argument("--json", type=Path, help="takes all that was measured")
     arguments = parser.parse_args()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from counts import positive
 from lightconv_mt.mixers import MIXERS, MixerConfig, MixerSlot
 from lightconv_mt.ops import Backend
 
@@ -106,7 +107,9 @@ def _two_each(*_: Any, out_shape: Any, **__: Any) -> int:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[32, 512], help="of sentences")
+    parser.add_argument(
+        "--lengths", type=positive, nargs="+", default=[32, 512], help="of sentences"
+    )
     lengths = parser.parse_args().lengths
     titles = [f"{size}: {what}" for size in SIZES for what in ("parameters", *lengths)]
     print(f"| `model/mixer` | row of the paper | {' | '.join(titles)} |")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from counts import positive
 from lightconv_mt.config import TrainRunConfig, load_run_config
 from lightconv_mt.data.corpus import read_corpus, read_source
 from lightconv_mt.data.encoded import encode_corpus
@@ -70,14 +71,6 @@ def coverage(shortlist: Shortlist, config: TrainRunConfig, tokenizers: Tokenizer
         f"{size:.0f} of {tokenizers.tgt.vocab_size:,} tokens a sentence; "
         f"{listed / max(1, total):.2%} of {total:,} reference tokens of data.valid are among them"
     )
-
-
-def positive(word: str) -> int:
-    """A number of 1 or more."""
-    number = int(word)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
 
 
 if __name__ == "__main__":

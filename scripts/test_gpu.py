@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from counts import positive
+
 ROOT = Path(__file__).resolve().parents[1]
 NUMERICS = ["-m", "kernel_gate.numerics", "--backend=triton", "--device=cuda"]
 # Of the calls, compute-sanitizer watches one in so many.
@@ -25,8 +27,8 @@ def main() -> int:
     """Tests first, then the calls."""
     parser = argparse.ArgumentParser(description=__doc__)
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=int, default=cores, help="processes at a time")
-    parser.add_argument("--calls", type=int, default=1000, help="random calls of the kernels")
+    parser.add_argument("--workers", type=positive, default=cores, help="processes at a time")
+    parser.add_argument("--calls", type=positive, default=1000, help="random calls of the kernels")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("test-gpu: there is no GPU here; nothing was run")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from counts import positive
 from gpu_clock import WARM_UP, Clock, timed_apart
 from lightconv_mt.ops import triton_table as table
 
@@ -34,8 +35,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     known = sorted({key[0] for key in table.UNTUNED} | set(table.UNTUNED_BLOCKS))
     parser.add_argument("--kernels", nargs="+", default=known)
-    parser.add_argument("--widths", nargs="+", type=int, default=[3, 7, 15, 31, 63])
-    parser.add_argument("--cols", nargs="+", type=int, default=[64], help="channels of a head")
+    parser.add_argument("--widths", nargs="+", type=positive, default=[3, 7, 15, 31, 63])
+    parser.add_argument("--cols", nargs="+", type=positive, default=[64], help="channels of a head")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("tune-kernels: no GPU here; the table stays as it is")

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy_run import write_toy_run
 
 from lightconv_mt.api import Translator
-from lightconv_mt.errors import ConfigError, DataError
+from lightconv_mt.errors import CheckpointError, ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,20 @@ def test_int8_is_no_precision_of_scores(run_dir: Path) -> None:
         translator.score(["ba de"], ["ba"])
 
 
-@pytest.mark.parametrize("limit", [-1, 0, 1])
-def test_a_source_has_room_for_a_token_and_its_end(run_dir: Path, limit: int) -> None:
-    with pytest.raises(ConfigError, match=f"max_source_tokens is {limit}; give 2 or more"):
+@pytest.mark.parametrize("limit", [-1, 0, 1, "5"])
+def test_a_source_has_room_for_a_token_and_its_end(run_dir: Path, limit: Any) -> None:
+    with pytest.raises(ConfigError, match=f"max_source_tokens is {limit!r}; give 2 or more"):
         Translator.load(run_dir, max_source_tokens=limit)
+
+
+def test_batches_have_a_size(run_dir: Path) -> None:
+    translator = Translator.load(run_dir, device="cpu")
+    for name, count in (("batch_size", 0), ("max_tokens", -1), ("batch_size", "9")):
+        options: dict[str, Any] = {name: count}
+        with pytest.raises(ConfigError, match=f"{name} is {count!r}; give a whole number of 1 or"):
+            translator.translate(["ba"], **options)
+
+
+def test_a_step_is_named_by_its_number(run_dir: Path) -> None:
+    with pytest.raises(CheckpointError, match="has no checkpoint 5; there is average"):
+        Translator.load(run_dir, device="cpu", checkpoint=5)

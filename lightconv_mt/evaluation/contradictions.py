@@ -95,11 +95,19 @@ def _scoring(config: "EvalConfig") -> Iterator[str]:
         yield f"worst is {config.worst}; give the number of sentences to show, 0 for none"
     if config.latency and not config.run_dir:
         yield "latency is of a run that translates; give run_dir=RUN in place of hyp"
+    if config.latency_sentences != type(config).latency_sentences and not config.latency:
+        yield "latency_sentences are those that latency=true times; set it, or leave them out"
+    if config.hyp and config.checkpoint != type(config).checkpoint:
+        yield "checkpoint is one of a run; give run_dir=RUN in place of hyp, or leave it out"
+    if config.decode.nbest > 1:
+        yield "decode.nbest gives more translations than are scored; lcmt-translate writes them"
 
 
 def _likelihood(config: "EvalConfig") -> Iterator[str]:
     """What does not go with score=true, which translates nothing."""
     if not config.score:
+        if config.score_format is not type(config).score_format:
+            yield "score_format is that of score=true; set it, or leave out score_format"
         return
     if len(config.run_dir) != 1:
         yield "score=true asks one run how likely it finds the references; give one run_dir"

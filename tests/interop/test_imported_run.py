@@ -230,3 +230,9 @@ def test_an_empty_folder_is_taken_and_any_other_is_not(config: ImportConfig) -> 
     out.symlink_to(out.with_name("nowhere"))
     with pytest.raises(CheckpointError, match="is there already; choose another folder"):
         import_run(config)
+
+
+@pytest.mark.parametrize("code", ["", "d e", "../de"])
+def test_a_language_is_a_code(config: ImportConfig, code: str) -> None:
+    with pytest.raises(ConfigError, match="tgt_lang is .*; give a code such as de"):
+        ImportConfig(**{**vars(config), "tgt_lang": code})
