@@ -99,40 +99,56 @@ def residuals(
 
 def steps(device: torch.device, kernels: Backend, sizes: Sizes, rounds: int) -> Iterator[Row]:
     """Forward, backward and Adam in bfloat16 on one batch; then the same compiled."""
-    sentences, source, target = sizes.batch
-    src = torch.ones(sentences, source, dtype=torch.int64)
-    tgt = torch.ones(sentences, target, dtype=torch.int64)
-    batch = Batch(src, src > 0, tgt, tgt, tgt > 0, tgt.numel(), []).to(device)
+    tokens = example_of(sizes, device).num_tokens
     for compiled, shape, mixer in product(
         (False, True), sizes.models, ("lightconv", "dynamicconv", "attention")
     ):
-        name, dim, ffn_dim, heads, layers = shape
-        config = ModelConfig(
-            mixer=MIXERS[mixer](**widths(mixer, layers)),
-            dim=dim,
-            ffn_dim=ffn_dim,
-            num_heads=heads,
-            encoder_layers=layers,
-            decoder_layers=layers,
-            dropout=0.1,
-        )
-        model = build(config, sizes.vocabulary, kernels).to(device)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True)
-        objective = Objective(model, LabelSmoothedLoss(0.1, backend=kernels)).train()
-        step = partial(train, objective, optimizer)
-        detail = f"{name} {mixer}"
+        detail, started = f"{shape[0]} {mixer}", time.perf_counter()
+        step = example_step(device, kernels, sizes, shape, mixer, compiled=compiled)
         if compiled:
-            started = time.perf_counter()
-            compile_layers(model, partial(step, example_batch(device)))
             detail += f", compiled in {time.perf_counter() - started:.0f} s"
         case = {"case": "training step", "detail": detail}
         label = "compiled" if compiled else "eager"
-        yield from timed(
-            {label: partial(step, batch)}, case, torch.bfloat16, device, rounds, batch.num_tokens
-        )
+        yield from timed({label: step}, case, torch.bfloat16, device, rounds, tokens)
         if compiled:
             torch.compiler.set_stance("default")
             torch.compiler.reset()
+
+
+def example_of(sizes: Sizes, device: torch.device) -> Batch:
+    """A batch without padding, whose words do not matter."""
+    sentences, source, target = sizes.batch
+    src = torch.ones(sentences, source, dtype=torch.int64)
+    tgt = torch.ones(sentences, target, dtype=torch.int64)
+    return Batch(src, src > 0, tgt, tgt, tgt > 0, tgt.numel(), []).to(device)
+
+
+def example_step(
+    device: torch.device,
+    kernels: Backend,
+    sizes: Sizes,
+    shape: tuple[str, int, int, int, int],
+    mixer: str,
+    *,
+    compiled: bool = False,
+) -> Callable[[], None]:
+    """One training step of a new model of `sizes.models`, to be made again and again."""
+    _, dim, ffn_dim, heads, layers = shape
+    config = ModelConfig(
+        mixer=MIXERS[mixer](**widths(mixer, layers)),
+        dim=dim,
+        ffn_dim=ffn_dim,
+        num_heads=heads,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        dropout=0.1,
+    )
+    model = build(config, sizes.vocabulary, kernels).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True)
+    objective = Objective(model, LabelSmoothedLoss(0.1, backend=kernels)).train()
+    if compiled:
+        compile_layers(model, partial(train, objective, optimizer, example_batch(device)))
+    return partial(train, objective, optimizer, example_of(sizes, device))
 
 
 def train(objective: Objective, optimizer: torch.optim.Optimizer, batch: Batch) -> None:

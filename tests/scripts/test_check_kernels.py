@@ -35,7 +35,7 @@ def test_an_unknown_stage_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-@pytest.mark.parametrize("script", ["test_gpu.py", "bench_gpu.py"])
+@pytest.mark.parametrize("script", ["test_gpu.py", "bench_gpu.py", "host_costs.py"])
 def test_without_a_gpu_nothing_is_claimed(script: str, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / script)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
