@@ -29,7 +29,7 @@ from torch import Tensor
 from baselines import attention, unfold
 from bench_gpu_training import Sizes, measurements
 from counts import positive
-from gpu_clock import Clock, timed_apart
+from gpu_clock import WARM_UP, Clock, timed_apart
 from kernel_gate.calls import TYPES, Call
 from lightconv_mt import ops
 from lightconv_mt.ops import Backend
@@ -192,12 +192,10 @@ def measure(
     """Median seconds and the most memory held, by candidate and direction."""
     clocks: dict[tuple[str, str], Clock] = {}
     peaks: dict[tuple[str, str], int] = {}
-    for round_ in range(rounds + 3):
+    for round_ in range(WARM_UP + rounds):
         for label, function in list(candidates.items()):
             keys = [(label, direction) for direction in ("forward", "backward")]
-            pair = (
-                [Clock(), Clock()] if round_ < 3 else [clocks.setdefault(k, Clock()) for k in keys]
-            )
+            pair = [clocks.setdefault(key, Clock()) for key in keys]
             try:
                 if round_ == 0:
                     peaks |= zip(keys, peak_bytes(function, x, weight, grad_y), strict=True)
