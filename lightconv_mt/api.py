@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightconv_mt.assemble import load_translator
-from lightconv_mt.config import RuntimeConfig, check_source_tokens
+from lightconv_mt.config import RuntimeConfig, check_count, check_source_tokens
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.long_lines import LongLines
 from lightconv_mt.decode.translations import TargetScore, Translation
@@ -89,7 +89,7 @@ class Translator:
         """
         _check_lists(lines, lines if prefixes is None else prefixes, name="prefixes")
         for name, count in (("max_tokens", max_tokens), ("batch_size", batch_size)):
-            _check_count(name, count)
+            check_count(name, count)
         plain = {**to_plain(DecodeConfig()), **options}
         config = build_typed(DecodeConfig, plain, registers={})
         return self._translator.translate(
@@ -105,12 +105,6 @@ class Translator:
         """
         _check_lists(lines, targets, name="targets")
         return self._translator.score(lines, targets)
-
-
-def _check_count(name: str, count: int) -> None:
-    """Raise ConfigError unless it is a number of 1 or more."""
-    if not isinstance(count, int) or count < 1:
-        raise ConfigError(f"{name} is {count!r}; give a whole number of 1 or more")
 
 
 def _check_lists(lines: Sequence[str], others: Sequence[str], *, name: str) -> None:

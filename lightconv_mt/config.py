@@ -192,8 +192,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if not self.out.strip():
             raise ConfigError("out is empty; give a folder for the text, such as out=data/wmt16")
-        if self.part_pairs < 1:
-            raise ConfigError(f"part_pairs is {self.part_pairs}; give 1 or more")
+        check_count("part_pairs", self.part_pairs)
         if self.hold_out_every is not None and self.hold_out_every < 2:
             raise ConfigError(
                 f"hold_out_every is {self.hold_out_every}; give 2 or more, or null to hold out none"
@@ -312,6 +311,12 @@ def to_typed(root: type[Root], plain: dict[str, Any]) -> Root:
     return build_typed(root, plain, registers=REGISTERS)
 
 
+def check_count(name: str, count: int) -> None:
+    """Raise ConfigError unless it is a number of 1 or more."""
+    if not isinstance(count, int) or count < 1:
+        raise ConfigError(f"{name} is {count!r}; give a whole number of 1 or more")
+
+
 def check_source_tokens(limit: int | None) -> None:
     """Raise ConfigError for a `max_source_tokens` that leaves no room for a source."""
     if limit is not None and (not isinstance(limit, int) or limit < 2):
@@ -355,8 +360,7 @@ def _check_checkpoint(checkpoint: str) -> None:
 
 def _check_positive(config: TranslateConfig | EvalConfig, *keys: str) -> None:
     for key in keys:
-        if getattr(config, key) < 1:
-            raise ConfigError(f"{key} is {getattr(config, key)}; give 1 or more")
+        check_count(key, getattr(config, key))
 
 
 def _check_not_compiled(config: TranslateConfig | EvalConfig, command: str) -> None:

@@ -45,6 +45,8 @@ TOLERANCES = {"fp32": 1e-5, "bf16": 2**-7, "fp16": 2**-10}
 # Processes that compile and check; each holds some hundred MB of the GPU besides its tensors.
 WORKERS = min(12, os.cpu_count() or 1)
 Function = Callable[[Tensor, Tensor], Tensor]
+# Sizes as in CASES, kind and type.
+Job = tuple[tuple[int, ...], str, str]
 
 
 def main() -> int:
@@ -89,9 +91,7 @@ def main() -> int:
     return 0
 
 
-def convolutions(
-    cases: list[tuple[tuple[int, ...], str, str]], copied: float, rounds: int
-) -> Iterator[dict[str, Any]]:
+def convolutions(cases: list[Job], copied: float, rounds: int) -> Iterator[dict[str, Any]]:
     """One row a case, candidate and direction."""
     for case, kind, dtype in cases:
         measured = measure(
@@ -155,7 +155,7 @@ def causal_conv1d(x: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-def checked_beside_others(job: tuple[tuple[int, ...], str, str]) -> str | None:
+def checked_beside_others(job: Job) -> str | None:
     """As `checked`; None where the memory that other processes leave does not suffice."""
     try:
         return checked(job)
@@ -165,7 +165,7 @@ def checked_beside_others(job: tuple[tuple[int, ...], str, str]) -> str | None:
         torch.cuda.empty_cache()
 
 
-def checked(job: tuple[tuple[int, ...], str, str]) -> str:
+def checked(job: Job) -> str:
     """What is wrong with the kernels' output or a gradient beside the reference's in float32.
 
     On the way the kernels are compiled, into a cache on disk that all processes read.

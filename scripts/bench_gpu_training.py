@@ -99,7 +99,7 @@ def residuals(
 
 def steps(device: torch.device, kernels: Backend, sizes: Sizes, rounds: int) -> Iterator[Row]:
     """Forward, backward and Adam in bfloat16 on one batch; then the same compiled."""
-    tokens = example_of(sizes, device).num_tokens
+    tokens = example_batch(device, sizes.batch).num_tokens
     for compiled, shape, mixer in product(
         (False, True), sizes.models, ("lightconv", "dynamicconv", "attention")
     ):
@@ -113,14 +113,6 @@ def steps(device: torch.device, kernels: Backend, sizes: Sizes, rounds: int) -> 
         if compiled:
             torch.compiler.set_stance("default")
             torch.compiler.reset()
-
-
-def example_of(sizes: Sizes, device: torch.device) -> Batch:
-    """A batch without padding, whose words do not matter."""
-    sentences, source, target = sizes.batch
-    src = torch.ones(sentences, source, dtype=torch.int64)
-    tgt = torch.ones(sentences, target, dtype=torch.int64)
-    return Batch(src, src > 0, tgt, tgt, tgt > 0, tgt.numel(), []).to(device)
 
 
 def example_step(
@@ -148,7 +140,7 @@ def example_step(
     objective = Objective(model, LabelSmoothedLoss(0.1, backend=kernels)).train()
     if compiled:
         compile_layers(model, partial(train, objective, optimizer, example_batch(device)))
-    return partial(train, objective, optimizer, example_of(sizes, device))
+    return partial(train, objective, optimizer, example_batch(device, sizes.batch))
 
 
 def train(objective: Objective, optimizer: torch.optim.Optimizer, batch: Batch) -> None:

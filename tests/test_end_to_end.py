@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy_language import WORDS, Configure, write_corpus
+from toy_language import WORDS, Configure, learn, weights, write_corpus
 
 from lightconv_mt import assemble
 from lightconv_mt.api import Translator
@@ -42,21 +42,12 @@ from lightconv_mt.train.checkpoint import (
     load_weights,
     weights_digest,
 )
-from lightconv_mt.train.config import LoopConfig
 from lightconv_mt.train.distributed import Distributed
 from lightconv_mt.train.loop import Trainer
 from lightconv_mt.train.optim import OptimConfig
 from lightconv_mt.train.schedule import InverseSqrtConfig
 from lightconv_mt.train.state import Validation
 from lightconv_mt.typed import to_yaml
-
-
-def weights(config: TrainRunConfig) -> dict[str, torch.Tensor]:
-    store = CheckpointStore(Path(config.run_dir), config.checkpoint)
-    loaded = store.load_latest()
-    assert loaded is not None
-    averages = {f"ema.{name}": tensor for name, tensor in loaded.ema.items()}
-    return {**loaded.model, **loaded.optimizer, **averages}
 
 
 def files(config: TrainRunConfig) -> dict[str, bytes]:
@@ -88,10 +79,8 @@ def test_a_toy_language_is_learned(
 ) -> None:
     if mixer not in ("attention", "dynamicconv", "lightconv") and not thorough:
         pytest.skip("trained by make reliability")
-    config = configure(mixer=mixer, steps=400)
-    config.train = LoopConfig(max_steps=400, validate_every_steps=200, log_every_steps=100)
-    config.checkpoint = CheckpointConfig(save_every_steps=20, keep_last=4, average_last=4)
-    assert assemble.train(config) == 0
+    config = configure(mixer=mixer)
+    learn(config)
     capsys.readouterr()
     evaluation = EvalConfig(
         run_dir=[config.run_dir],

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy_language import Configure
+from toy_language import Configure, learn, weights
 
 from lightconv_mt import assemble
 from lightconv_mt.api import Translator
@@ -19,8 +19,6 @@ from lightconv_mt.config import Device, EvalConfig, Precision, RuntimeConfig, Tr
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.evaluation.command import evaluate
 from lightconv_mt.rehearsal import rehearse
-from lightconv_mt.train.checkpoint import CheckpointConfig, CheckpointStore
-from lightconv_mt.train.config import LoopConfig
 from lightconv_mt.train.loop import Trainer
 
 pytestmark = pytest.mark.gpu
@@ -41,9 +39,7 @@ def runtime(precision: Precision = Precision.fp32, **values: Any) -> RuntimeConf
 
 def learned(config: TrainRunConfig, folder: Path) -> float:
     """Train 400 steps; BLEU of the test set."""
-    config.train = LoopConfig(max_steps=400, validate_every_steps=200, log_every_steps=100)
-    config.checkpoint = CheckpointConfig(save_every_steps=20, keep_last=4, average_last=4)
-    assert assemble.train(config) == 0
+    learn(config)
     scores = folder / "scores.json"
     evaluation = EvalConfig(
         run_dir=[config.run_dir],
@@ -98,15 +94,9 @@ def test_a_run_goes_on_bit_for_bit(
         with pytest.raises(KeyboardInterrupt):
             assemble.train(stopped)
     assemble.train(stopped)
-    ours, theirs = (
-        CheckpointStore(Path(config.run_dir), config.checkpoint).load_latest()
-        for config in (straight, stopped)
-    )
-    assert ours is not None and theirs is not None
-    for kind in ("model", "optimizer"):
-        one, other = getattr(ours, kind), getattr(theirs, kind)
-        assert one.keys() == other.keys()
-        assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    ours, theirs = weights(straight), weights(stopped)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

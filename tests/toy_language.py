@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from lightconv_mt import assemble
 from lightconv_mt.config import Device, RuntimeConfig, TrainRunConfig
 from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
@@ -14,7 +16,7 @@ from lightconv_mt.data.tokenizer import TokenizerConfig
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.model.transformer import ModelConfig
-from lightconv_mt.train.checkpoint import CheckpointConfig
+from lightconv_mt.train.checkpoint import CheckpointConfig, CheckpointStore
 from lightconv_mt.train.config import LoopConfig
 from lightconv_mt.train.optim import OptimConfig
 from lightconv_mt.train.schedule import InverseSqrtConfig
@@ -98,3 +100,18 @@ def configure(data: CorpusConfig, tmp_path: Path, device: Device) -> Configure:
         return TrainRunConfig(**{**defaults, **values})
 
     return build
+
+
+def learn(config: TrainRunConfig) -> None:
+    """Train so long that the language is learned."""
+    config.train = LoopConfig(max_steps=400, validate_every_steps=200, log_every_steps=100)
+    config.checkpoint = CheckpointConfig(save_every_steps=20, keep_last=4, average_last=4)
+    assert assemble.train(config) == 0
+
+
+def weights(config: TrainRunConfig) -> dict[str, torch.Tensor]:
+    store = CheckpointStore(Path(config.run_dir), config.checkpoint)
+    loaded = store.load_latest()
+    assert loaded is not None
+    averages = {f"ema.{name}": tensor for name, tensor in loaded.ema.items()}
+    return {**loaded.model, **loaded.optimizer, **averages}

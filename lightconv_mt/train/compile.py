@@ -56,9 +56,9 @@ def compile_layers(model: Seq2SeqTransformer, first_step: Callable[[], object]) 
     logger.info("compiled in %.0f s", time.perf_counter() - started)
 
 
-def example_batch(device: torch.device) -> Batch:
-    """A batch of common size, whose words do not matter."""
-    sentences, source, target = EXAMPLE
+def example_batch(device: torch.device, shape: tuple[int, int, int] = EXAMPLE) -> Batch:
+    """A batch without padding, whose words do not matter; sentences, source and target tokens."""
+    sentences, source, target = shape
     src, tgt = (torch.ones(sentences, length, dtype=torch.int64) for length in (source, target))
     batch = Batch(src, src > 0, tgt, tgt, tgt > 0, tgt.numel(), [])
     return batch.to(device)

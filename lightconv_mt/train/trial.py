@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightconv_mt.data.batching import Batch
 from lightconv_mt.ops.dispatch import Backend
+from lightconv_mt.train.compile import example_batch
 from lightconv_mt.train.loop import Trainer
 from lightconv_mt.train.loss import LabelSmoothedLoss, Objective, chunk_rows
 from lightconv_mt.train.memory import held_memory
@@ -172,9 +173,7 @@ class TrialTrainer(Trainer):
         loss = LabelSmoothedLoss(
             self.loop.label_smoothing, agreement=self.loop.rdrop, backend=model.backend
         )
-        source, target = (torch.zeros(rows, length, dtype=torch.int64) for length in (src, tgt))
-        masks = torch.ones_like(source).bool(), torch.ones_like(target).bool()
-        batch = Batch(source, masks[0], target, target, masks[1], rows * tgt, [])
+        batch = example_batch(self.device, (rows, src, tgt))
         if self.paired:
             batch = batch.twice()
         parameters = {each.untyped_storage().data_ptr() for each in model.parameters()}
@@ -191,7 +190,7 @@ class TrialTrainer(Trainer):
             torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor),
             torch.autocast(self.device.type, self.precision, enabled=enabled),
         ):
-            value = Objective(model, loss)(batch.to(self.device))
+            value = Objective(model, loss)(batch)
         found = sum(kept.values())  # while `value` holds them all, no place is used twice
         value.loss.backward()
         model.zero_grad(set_to_none=True)
