@@ -117,6 +117,14 @@ struct Head {
       }
   }
 
+  // Short pieces of long rows are not what a processor sees coming.
+  void prefetch(const void* from, Strides strides, i64 batch, i64 head, i64 count) {
+    const S* first = static_cast<const S*>(from) + batch * strides.batch + head * strides.head;
+    for (i64 t = 0; t < count; ++t)
+      for (i64 at = 0; at < size; at += 64 / i64(sizeof(S)))
+        __builtin_prefetch(first + t * strides.time + at);
+  }
+
   // (sources, depth) -> (size, lanes).
   void transpose(const std::vector<A>& from, std::vector<A>& to) {
     to.assign(size_t(size * lanes), A(0));
@@ -144,6 +152,13 @@ struct Head {
       bias[size_t(s)] = real ? A(0) : -std::numeric_limits<A>::infinity();
     }
     scores.resize(size_t(kRows * lanes));
+    const i64 next = batch * call.heads + head + 1;
+    if (next == call.batch * call.heads) return;
+    batch = next / call.heads, head = next % call.heads;
+    prefetch(call.query, call.query_strides, batch, head, targets);
+    prefetch(call.key, call.key_strides, batch, head, sources);
+    prefetch(call.value, call.value_strides, batch, head, sources);
+    prefetch(call.grad, call.grad_strides, batch, head, targets);
   }
 
   // Keys that some of the queries from `first` on may see, in whole vectors.
