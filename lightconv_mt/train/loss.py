@@ -105,7 +105,10 @@ class _ProjectedLoss(torch.autograd.Function):
         loss, nll = hidden.new_zeros((), dtype=wide), hidden.new_zeros((), dtype=wide)
         with_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.zeros_like(weight)
-        narrow_weight = weight.to(hidden.dtype)
+        # Here once, where autocast would for every chunk.
+        kind = hidden.device.type
+        narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        hidden, narrow_weight = hidden.to(narrow), weight.to(narrow)
         # The two predictions of a token stay together: chunks cut both halves alike.
         copies = 2 if smoothing.paired else 1
         halves, targets = hidden.unflatten(0, (copies, -1)), target.unflatten(0, (copies, -1))
