@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from lightconv_mt.mixers.attention import attention_projection, merge_heads, split_heads
-from lightconv_mt.mixers.linear import Linear
+from lightconv_mt.mixers.linear import Linear, ReluLinear
 from lightconv_mt.ops import Backend
 from lightconv_mt.ops.attention import attention
 from lightconv_mt.ops.residual import draw_seed, dropout, residual, residual_norm
@@ -44,17 +44,17 @@ class FeedForward(nn.Module):
         """Build with Xavier weights and zero biases."""
         super().__init__()
         self.relu_dropout, self.backend = relu_dropout, backend
-        self.inner, self.outer = Linear(dim, ffn_dim), Linear(ffn_dim, dim)
+        self.inner, self.outer = ReluLinear(dim, ffn_dim, backend=backend), Linear(ffn_dim, dim)
         for linear in (self.inner, self.outer):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        # Of rows, since the gradient of what is changed in place and a view takes three copies.
-        inner = self.inner(x.flatten(0, -2)).relu_()
+        inner = self.inner(x)
         dropped = dropout(inner, self.relu_dropout, training=self.training, backend=self.backend)
-        return self.outer(dropped).view(x.shape)
+        out: Tensor = self.outer(dropped)
+        return out
 
 
 class SourceAttention(nn.Module):

@@ -11,6 +11,7 @@ from cpp_kernels import need_library
 from odd_models import MODELS, VOCAB, build, encoded
 from torch import Tensor, nn
 
+from lightconv_mt.mixers.linear import ReluLinear
 from lightconv_mt.model.native_decoder import NativeDecoder, unsupported
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops import decoder_step
@@ -89,7 +90,11 @@ def rounded(model: Seq2SeqTransformer, linear: Callable[[Tensor, Tensor], Tensor
 def _with_bias(
     module: nn.Linear, linear: Callable[[Tensor, Tensor], Tensor]
 ) -> Callable[[Tensor], Tensor]:
-    return lambda x: linear(x, module.weight) + (0 if module.bias is None else module.bias)
+    def product(x: Tensor) -> Tensor:
+        y = linear(x, module.weight) + (0 if module.bias is None else module.bias)
+        return y.relu() if isinstance(module, ReluLinear) else y
+
+    return product
 
 
 def bf16_product(x: Tensor, weight: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from odd_models import build_model, sources_of
 from torch import Tensor, nn
 
 from lightconv_mt.mixers import MIXERS
+from lightconv_mt.mixers.linear import ReluLinear
 from lightconv_mt.model.native_encoder import NativeEncoder, unsupported_encoder
 from lightconv_mt.model.transformer import Seq2SeqTransformer, Tying
 from lightconv_mt.ops import encode
@@ -110,7 +111,11 @@ def rounded(model: Seq2SeqTransformer, linear: Callable[[Tensor, Tensor], Tensor
 def _with_bias(
     module: nn.Linear, linear: Callable[[Tensor, Tensor], Tensor]
 ) -> Callable[[Tensor], Tensor]:
-    return lambda x: linear(x, module.weight) + (0 if module.bias is None else module.bias)
+    def product(x: Tensor) -> Tensor:
+        y = linear(x, module.weight) + (0 if module.bias is None else module.bias)
+        return y.relu() if isinstance(module, ReluLinear) else y
+
+    return product
 
 
 def bf16_product(x: Tensor, weight: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.profiler import profile
 
 from lightconv_mt.mixers.linear import Linear
-from lightconv_mt.ops import products
-from lightconv_mt.ops.products import linear
+from lightconv_mt.ops import Backend, products
+from lightconv_mt.ops.products import linear, linear_relu
 
 ONEDNN = "mkldnn::_linear_pointwise"
 # Rows, inputs, outputs; large ones come in pieces that fill no vector too.
@@ -20,6 +20,11 @@ SMALL = [(255, 256, 256), (1000, 128, 511), (1, 3, 2)]
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"
 )
+narrow_only = pytest.mark.skipif(
+    torch.bfloat16 not in products._types_of_onednn(),
+    reason="oneDNN makes no products in bfloat16 on this CPU",
+)
+backends = pytest.mark.parametrize("backend", [Backend.torch, Backend.native])
 
 
 def draw(*shape: int) -> Tensor:
@@ -83,18 +88,110 @@ def test_gradients_that_nobody_asks_for_are_not_computed() -> None:
     assert by_onednn(lambda: frozen.sum().backward()) == 1
 
 
-@pytest.mark.parametrize("why", ["no gradient", "autocast", "bfloat16", "float64", "compiling"])
-def test_what_is_not_trained_in_float32_is_torch_s_to_the_bit(
+@narrow_only
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), LARGE + SMALL)
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_has_the_bits_of_torch_s_products(
+    rows: int, inputs: int, outputs: int, with_bias: bool, autocast: bool
+) -> None:
+    dtype = torch.float32 if autocast else torch.bfloat16
+    shapes = (rows, inputs), (outputs, inputs), *([(outputs,)] if with_bias else [])
+    ours, theirs = ([draw(*shape).to(dtype).requires_grad_() for shape in shapes] for _ in range(2))
+    upstream = draw(rows, outputs).to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y, expected = linear(*ours), F.linear(*theirs)
+        assert by_onednn(lambda: linear(*ours)) == ((rows, inputs, outputs) in LARGE)
+    assert y.dtype is torch.bfloat16 and torch.equal(y, expected)
+    for output in (y, expected):
+        output.backward(upstream)
+    for tensor, other in zip(ours, theirs, strict=True):
+        assert tensor.grad is not None and other.grad is not None
+        assert tensor.grad.dtype is dtype and torch.equal(tensor.grad, other.grad)
+
+
+@backends
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), LARGE + SMALL)
+def test_relu_s_values_and_every_gradient_are_those_of_float64(
+    rows: int, inputs: int, outputs: int, backend: Backend
+) -> None:
+    given = draw(rows, inputs), draw(outputs, inputs), draw(outputs)
+    upstream = draw(outputs, rows).T
+    ours = [tensor.clone().requires_grad_() for tensor in given]
+    y = linear_relu(*ours, backend=backend)
+    assert torch.equal(y, linear(*given).relu())
+    y.backward(upstream)
+    x, weight, _ = (tensor.double() for tensor in given)
+    slope = upstream.double() * (y > 0)
+    expected = slope @ weight, slope.T @ x, slope.sum(0)
+    for tensor, other, terms in zip(ours, expected, (outputs, rows, rows), strict=True):
+        assert tensor.grad is not None
+        assert_near(tensor.grad, other, terms)
+
+
+@narrow_only
+@backends
+def test_relu_in_bfloat16_masks_the_same_and_sums_no_worse(backend: Backend) -> None:
+    shapes = (5, 211, 256), (263, 256), (263,)
+    ours, theirs = ([draw(*shape).requires_grad_() for shape in shapes] for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        y, expected = linear_relu(*ours, backend=backend), F.linear(*theirs).relu()
+    assert torch.equal(y, expected)
+    for output in (y, expected):
+        output.backward(draw(5, 211, 263).to(torch.bfloat16))
+    for tensor, other in zip(ours[:2], theirs[:2], strict=True):
+        assert tensor.grad is not None and torch.equal(tensor.grad, other.grad)
+    sums = (draw(5, 211, 263).to(torch.bfloat16) * (expected > 0)).double().sum((0, 1))
+    assert ours[2].grad is not None
+    torch.testing.assert_close(ours[2].grad.double(), sums, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (63, 17), (64, 16), (1000, 131)])
+def test_the_pass_in_cpp_masks_as_torch_and_sums_alike_by_any_threads(
+    shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    grad, y = draw(*shape).to(dtype), draw(*shape).flip(-1).to(dtype).relu()
+    grad[grad > 2], y[y > 2] = float("inf"), float("nan")  # as torch, which passes both on
+    masked, sums = products._relu_backward(grad, y, Backend.native)
+    assert torch.equal(masked, torch.ops.aten.threshold_backward(grad, y, 0))
+    exact = masked.double().sum(0)
+    rounding = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps * shape[0])
+    torch.testing.assert_close(sums.double(), exact, rtol=rounding, atol=rounding)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(products._relu_backward(grad, y, Backend.native)[1], sums)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("why", ["no gradient", "float16", "float64", "mixed", "compiling"])
+def test_what_onednn_is_not_asked_for_is_torch_s_to_the_bit(
     why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dtype = {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(why, torch.float32)
+    dtype = {"float16": torch.float16, "float64": torch.float64}.get(why, torch.float32)
     x, weight, bias = (draw(*shape).to(dtype) for shape in ((600, 256), (256, 256), (256,)))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: why == "compiling")
     found: list[Tensor] = []
     grad = torch.set_grad_enabled(why != "no gradient")
-    with grad, torch.autocast("cpu", enabled=why == "autocast"):
+    with grad, torch.autocast("cpu", torch.float16, enabled=why == "mixed"):
         assert by_onednn(lambda: found.append(linear(x, weight, bias))) == 0
         assert torch.equal(found[0], F.linear(x, weight, bias))
+        with_relu = linear_relu(x, weight, bias, backend=Backend.torch)
+        assert torch.equal(with_relu, F.linear(x, weight, bias).relu())
+
+
+@pytest.mark.parametrize("shape", [(256,), (0, 256), (2, 0, 256), (3, 1, 100, 256)])
+def test_any_number_of_axes_and_rows(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_ROWS", 0)
+    x, weight, bias = draw(*shape).requires_grad_(), draw(300, 256), draw(300)
+    for y in (linear(x, weight, bias), linear_relu(x, weight, bias, backend=Backend.native)):
+        assert y.shape == (*shape[:-1], 300)
+        (slope,) = torch.autograd.grad(y.sum(), x)
+        assert slope.shape == shape
 
 
 def test_sizes_that_decide_are_those_of_weights_and_rows(monkeypatch: pytest.MonkeyPatch) -> None:
