@@ -14,6 +14,7 @@ from lightconv_mt.config import (
     Precision,
     RuntimeConfig,
     TrainRunConfig,
+    check_translates,
     load_run_config,
 )
 from lightconv_mt.data.batching import TokenBatcher
@@ -27,6 +28,7 @@ from lightconv_mt.errors import ConfigError, DataError
 from lightconv_mt.model.ensemble import Ensemble
 from lightconv_mt.model.transformer import ModelConfig, Seq2SeqTransformer, Tying
 from lightconv_mt.ops import resolve_backend
+from lightconv_mt.precision import DTYPES, settle_precision
 from lightconv_mt.run_folder import (
     check_corpus,
     find_checkpoint,
@@ -58,33 +60,23 @@ AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 LONGEST_SOURCE = 1024  # tokens, of models that were trained on whole sources
 
-DTYPES = {
-    Precision.fp32: torch.float32,
-    Precision.bf16: torch.bfloat16,
-    Precision.fp16: torch.float16,
-    Precision.int8: torch.int8,
-}
-
 
 def train(config: TrainRunConfig) -> int:
     """Train from where the run folder stands, to the end or a signal; returns the exit code."""
-    device, precision = start_runtime(config.runtime)
+    device = start_runtime(config.runtime)
     runtime, run_dir = config.runtime, Path(config.run_dir)
     with join_processes(runtime.parallel, device, runtime.timeout_seconds) as distributed:
         if distributed.is_main:
             with lock_run(run_dir):
-                return _train(run_dir, config, device, precision, distributed)
+                return _train(run_dir, config, device, distributed)
         logging.getLogger("lightconv_mt").setLevel(logging.ERROR)
-        return _train(run_dir, config, device, precision, distributed)
+        return _train(run_dir, config, device, distributed)
 
 
 def _train(
-    run_dir: Path,
-    config: TrainRunConfig,
-    device: torch.device,
-    precision: torch.dtype,
-    distributed: Distributed,
+    run_dir: Path, config: TrainRunConfig, device: torch.device, distributed: Distributed
 ) -> int:
+    config = settle_precision(run_dir, config, device, distributed)
     with distributed.main_first():
         if distributed.is_main:
             open_run(run_dir, config)
@@ -100,7 +92,6 @@ def _train(
         tokenizers=tokenizers,
         pairs=pairs,
         device=device,
-        precision=precision,
         distributed=distributed,
     )
     for line in trainer.batcher.report():
@@ -146,24 +137,23 @@ def build_trainer(
     tokenizers: TokenizerPair,
     pairs: EncodedPairs,
     device: torch.device,
-    precision: torch.dtype,
     distributed: Distributed,
 ) -> tuple[AnyTrainer, Validator]:
     """Build what trains a run from its beginning, and what scores it.
 
     Args:
         kind: the class of the trainer.
-        config: of the run.
+        config: of the run, its precision settled.
         tokenizers: of the run.
         pairs: the training corpus.
         device: to train on.
-        precision: of the matrix products.
         distributed: the processes that train together.
 
     Raises:
         DataError: when there is nothing to train on, or to validate with.
         CheckpointError: when the weights to start from do not fit.
     """
+    precision = DTYPES[config.runtime.precision]
     store = CheckpointStore(Path(config.run_dir), config.checkpoint)
     batcher = build_batcher(config, tokenizers, pairs)
     torch.manual_seed(config.seed)
@@ -241,8 +231,8 @@ def build_batcher(
     )
 
 
-def start_runtime(config: RuntimeConfig) -> tuple[torch.device, torch.dtype]:
-    """Set threads and memory behaviour; the device and precision to compute with.
+def start_runtime(config: RuntimeConfig) -> torch.device:
+    """Set threads and memory behaviour; the device to compute on.
 
     Raises:
         ConfigError: when a GPU is asked for and there is none, or fp16 without one.
@@ -257,7 +247,7 @@ def start_runtime(config: RuntimeConfig) -> tuple[torch.device, torch.dtype]:
         torch.cuda.set_device(device)
     if config.precision is Precision.fp16 and device.type == "cpu":
         raise ConfigError("runtime.precision=fp16 needs a GPU; set fp32 or bf16")
-    return device, DTYPES[config.precision]
+    return device
 
 
 def choose_device(config: RuntimeConfig) -> torch.device:
@@ -325,7 +315,8 @@ def load_translator(
     Raises:
         CheckpointError: when there is no such checkpoint, it is damaged, or tokenizers differ.
     """
-    device, precision = start_runtime(runtime)
+    check_translates(runtime.precision)
+    device = start_runtime(runtime)
     folders = [Path(each) for each in ([run_dir] if isinstance(run_dir, str) else run_dir)]
     if not folders:
         raise ConfigError("run_dir is an empty list; give a run folder, or several")
@@ -345,7 +336,7 @@ def load_translator(
         models[0] if len(models) == 1 else Ensemble(models),
         tokenizers,
         device=device,
-        precision=precision,
+        precision=DTYPES[runtime.precision],
         max_source_tokens=max_source_tokens or min(map(_source_limit, configs)),
         long_lines=long_lines,
         run_dir=folders[0],

@@ -44,10 +44,12 @@ class Device(Enum):
 class Precision(Enum):
     """Number format of the products; parameters and sums stay float32.
 
-    int8 is for translation on a CPU: the decoder's weights, each output with a scale of its own,
-    times activations rounded as they come.
+    auto is for training: bf16 where the machine multiplies faster in it, else fp32; a run goes on
+    in what it began with. int8 is for translation on a CPU: the decoder's weights, each output with
+    a scale of its own, times activations rounded as they come.
     """
 
+    auto = "auto"
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
@@ -233,7 +235,7 @@ class TranslateConfig:
         _check_checkpoint(self.checkpoint)
         _check_positive(self, "max_tokens", "chunk_lines")
         check_source_tokens(self.max_source_tokens)
-        _check_not_compiled(self, "lcmt-translate")
+        _check_translates(self, "lcmt-translate")
         if self.nbest_format is NbestFormat.text and self.decode.nbest > 1:
             raise ConfigError(
                 f"decode.nbest is {self.decode.nbest}, but text has one line for each input; "
@@ -295,7 +297,7 @@ class EvalConfig:
         _check_checkpoint(self.checkpoint)
         _check_positive(self, "max_tokens", "latency_sentences")
         check_source_tokens(self.max_source_tokens)
-        _check_not_compiled(self, "lcmt-eval")
+        _check_translates(self, "lcmt-eval")
         found = contradiction(self)
         if found is not None:
             raise ConfigError(found)
@@ -363,7 +365,16 @@ def _check_positive(config: TranslateConfig | EvalConfig, *keys: str) -> None:
         check_count(key, getattr(config, key))
 
 
-def _check_not_compiled(config: TranslateConfig | EvalConfig, command: str) -> None:
+def check_translates(precision: Precision) -> None:
+    """Raise ConfigError for a precision that translation does not have."""
+    if precision is Precision.auto:
+        raise ConfigError(
+            "runtime.precision=auto is for training; translate with fp32, bf16, fp16 or int8"
+        )
+
+
+def _check_translates(config: TranslateConfig | EvalConfig, command: str) -> None:
+    check_translates(config.runtime.precision)
     if config.runtime.compile:
         raise ConfigError(
             f"runtime.compile=true compiles the layers for training, and {command} trains nothing; "

@@ -70,7 +70,7 @@ def translate(config: TranslateConfig) -> int:
         raise DataError(f"cannot read {config.input}: there is no such file")
     if config.input is None or config.output is None or not Path(config.input).is_file():
         return translate_stream(config)
-    device, _ = start_runtime(config.runtime)
+    device = start_runtime(config.runtime)
     _share_threads(config.runtime, device)
     folder, timeout = Path(f"{config.output}.chunks"), config.runtime.timeout_seconds
     with join_processes(config.runtime.parallel, device, timeout) as distributed:

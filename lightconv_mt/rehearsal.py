@@ -16,6 +16,7 @@ from lightconv_mt.data.corpus import read_corpus
 from lightconv_mt.data.encoded import encode_corpus
 from lightconv_mt.data.tokenizer_pair import TokenizerPair
 from lightconv_mt.model.transformer import Seq2SeqTransformer
+from lightconv_mt.precision import settle_precision
 from lightconv_mt.run_folder import check_corpus, check_run, check_writable, run_tokenizers
 from lightconv_mt.train.distributed import Distributed, join_processes
 from lightconv_mt.train.memory import available_memory, held_memory
@@ -31,12 +32,12 @@ def rehearse(config: TrainRunConfig) -> int:
 
     Mistakes are told as the run itself would, and nothing is refused that it would take.
     """
-    device, precision = start_runtime(config.runtime)
+    device = start_runtime(config.runtime)
     runtime = config.runtime
     with join_processes(runtime.parallel, device, runtime.timeout_seconds) as distributed:
         if not distributed.is_main:
             logging.getLogger("lightconv_mt").setLevel(logging.ERROR)
-        for title, lines in _sections(config, device, precision, distributed):
+        for title, lines in _sections(config, device, distributed):
             if distributed.is_main:
                 sys.stdout.write("".join(f"{line}\n" for line in (title, *_indented(lines))))
                 sys.stdout.flush()
@@ -44,9 +45,10 @@ def rehearse(config: TrainRunConfig) -> int:
 
 
 def _sections(
-    config: TrainRunConfig, device: torch.device, precision: torch.dtype, distributed: Distributed
+    config: TrainRunConfig, device: torch.device, distributed: Distributed
 ) -> Iterator[Section]:
     run_dir = Path(config.run_dir)
+    config = settle_precision(run_dir, config, device, distributed)
     with distributed.main_first():
         if distributed.is_main:
             check_writable(run_dir)
@@ -61,7 +63,6 @@ def _sections(
         tokenizers=tokenizers,
         pairs=pairs,
         device=device,
-        precision=precision,
         distributed=distributed,
     )
     resumed = trainer.resume()

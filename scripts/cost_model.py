@@ -30,6 +30,7 @@ from lightconv_mt.compose import compose
 from lightconv_mt.config import REGISTERS, TrainRunConfig, to_typed
 from lightconv_mt.errors import ConfigError, LcmtError
 from lightconv_mt.evaluation.systems import write_text
+from lightconv_mt.precision import DTYPES, choose_precision
 from mixer_costs import Product
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -64,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     if len(configs) != 1:
         raise ConfigError("give the words of one run, without --multirun")
     config = to_typed(TrainRunConfig, configs[0])
-    device, precision = start_runtime(config.runtime)
+    device = start_runtime(config.runtime)
+    precision = DTYPES[choose_precision(config.runtime.precision, device)]
     torch.manual_seed(config.seed)
     setting = from_lengths(config, *lengths) if arguments.random else from_data(config)
     shape = Shape.of(setting.batch, twice=config.train.rdrop > 0.0)

@@ -53,6 +53,11 @@ def test_int8_is_no_precision_of_scores(run_dir: Path) -> None:
         translator.score(["ba de"], ["ba"])
 
 
+def test_precision_is_not_left_open(run_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="precision=auto is for training; translate with fp32"):
+        Translator.load(run_dir, precision="auto")
+
+
 @pytest.mark.parametrize("limit", [-1, 0, 1, "5"])
 def test_a_source_has_room_for_a_token_and_its_end(run_dir: Path, limit: Any) -> None:
     with pytest.raises(ConfigError, match=f"max_source_tokens is {limit!r}; give 2 or more"):

@@ -29,6 +29,7 @@ LEVELS = {
     "typed": 3,
     "validation": 4,
     "evaluation": 4,
+    "precision": 4,
     "preparation": 4,
     "schemas": 4,
     "overview": 4,
