@@ -6,18 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from cpp_kernels import need_library
 from odd_models import MODELS, VOCAB, build, encoded
+from rounded_products import bf16_product, int8_product, put
 from torch import Tensor, nn
 
-from lightconv_mt.mixers.linear import ReluLinear
 from lightconv_mt.model.native_decoder import NativeDecoder, unsupported
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops import decoder_step
 
 BEAM, STEPS = 3, 40
-LARGEST = 127
 
 
 def compare(
@@ -83,29 +81,8 @@ def rounded(model: Seq2SeqTransformer, linear: Callable[[Tensor, Tensor], Tensor
                 layer.source_attention.key,
                 layer.source_attention.value,
             ):
-                module.forward = _with_bias(module, linear)  # type: ignore[method-assign]
+                put(module, linear)
     model.project = lambda hidden: linear(hidden, model.output_weight)  # type: ignore[method-assign]
-
-
-def _with_bias(
-    module: nn.Linear, linear: Callable[[Tensor, Tensor], Tensor]
-) -> Callable[[Tensor], Tensor]:
-    def product(x: Tensor) -> Tensor:
-        y = linear(x, module.weight) + (0 if module.bias is None else module.bias)
-        return y.relu() if isinstance(module, ReluLinear) else y
-
-    return product
-
-
-def bf16_product(x: Tensor, weight: Tensor) -> Tensor:
-    return F.linear(x.bfloat16().float(), weight.bfloat16().float())
-
-
-def int8_product(x: Tensor, weight: Tensor) -> Tensor:
-    tiny = torch.finfo(torch.float32).tiny  # the row of padding is zero
-    x_scale = (x.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=tiny)
-    scale = (weight.abs().amax(-1) / LARGEST).clamp(min=tiny)
-    return F.linear((x / x_scale).round(), (weight / scale[:, None]).round()) * x_scale * scale
 
 
 @pytest.mark.parametrize("march", ["native", "x86-64", "x86-64-v3"])

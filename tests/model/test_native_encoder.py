@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from cpp_kernels import need_library
 from odd_models import build_model, sources_of
+from rounded_products import bf16_product, int8_product, put
 from torch import Tensor, nn
 
 from lightconv_mt.mixers import MIXERS
-from lightconv_mt.mixers.linear import ReluLinear
 from lightconv_mt.model.native_encoder import NativeEncoder, unsupported_encoder
 from lightconv_mt.model.transformer import Seq2SeqTransformer, Tying
 from lightconv_mt.ops import encode
@@ -26,7 +25,6 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 # One row, blocks of rows and not, vectors of keys and not, kernels that no sentence fills.
 LENGTHS = [33, 1, 17, 2, 16, 15, 3]
-LARGEST = 127
 
 
 def build(
@@ -105,28 +103,7 @@ def rounded(model: Seq2SeqTransformer, linear: Callable[[Tensor, Tensor], Tensor
     ]  # fmt: skip
     for module in modules:
         if isinstance(module, nn.Linear):
-            module.forward = _with_bias(module, linear)  # type: ignore[method-assign]
-
-
-def _with_bias(
-    module: nn.Linear, linear: Callable[[Tensor, Tensor], Tensor]
-) -> Callable[[Tensor], Tensor]:
-    def product(x: Tensor) -> Tensor:
-        y = linear(x, module.weight) + (0 if module.bias is None else module.bias)
-        return y.relu() if isinstance(module, ReluLinear) else y
-
-    return product
-
-
-def bf16_product(x: Tensor, weight: Tensor) -> Tensor:
-    return F.linear(x.bfloat16().float(), weight.bfloat16().float())
-
-
-def int8_product(x: Tensor, weight: Tensor) -> Tensor:
-    tiny = torch.finfo(torch.float32).tiny
-    x_scale = (x.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=tiny)
-    scale = (weight.abs().amax(-1) / LARGEST).clamp(min=tiny)
-    return F.linear((x / x_scale).round(), (weight / scale[:, None]).round()) * x_scale * scale
+            put(module, linear)
 
 
 @pytest.mark.parametrize("name", MODELS)
