@@ -56,7 +56,7 @@ def write_folder(folder: Path, files: dict[str, Callable[[Path], object]], *, si
         _drop_former(folder)
         raise CheckpointError(
             f"cannot write {folder} ({size:,} bytes): {error.strerror or error}; "
-            f"older checkpoints are intact; free some space or choose another run_dir"
+            f"what was there before is intact; free some space or choose another folder"
         ) from error
 
 

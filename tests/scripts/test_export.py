@@ -20,3 +20,7 @@ def test_a_run_is_exported_and_nonsense_takes_one_line(
     assert export.main([str(tmp_path), str(tmp_path / "other"), "--no-onnx"]) == 4
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and "is no run folder" in error
+    (tmp_path / "file").write_text("no folder")
+    assert export.main([str(run_dir), str(tmp_path / "file" / "out"), "--no-onnx"]) == 4
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: cannot write {tmp_path}/file/out (") and "run_dir" not in error
