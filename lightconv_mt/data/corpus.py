@@ -270,13 +270,19 @@ def _open_tables(config: SourceConfig, start: int) -> Iterator[dict[str, Any]]:
     local = Path(path).exists()
     if config.format is not SourceFormat.hub and not local:
         raise DataError(f"cannot read {path}: no such file")
+    nothing = DataError(f"{path} has no row; give a file with some")
     try:
         table = _load_table(config, path, split, local=local)
-        yield from table.skip(start) if start else table
+        empty = start == 0
+        for row in table.skip(start) if start else table:
+            empty = False
+            yield row
+        if empty:
+            raise nothing
     except DataError:
         raise
-    except StopIteration as error:
-        raise DataError(f"{path} has no row; give a file with some") from error
+    except StopIteration as error:  # what some versions of datasets make of an empty file
+        raise nothing from error
     except Exception as error:  # datasets raises whatever its readers and the network do
         cause = " ".join(str(error).split())[:200] or type(error).__name__
         remedy = "; offline, give path=FOLDER of a local copy, or files with data=text, tsv, json"
