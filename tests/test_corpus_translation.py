@@ -20,6 +20,7 @@ from children import exit_code, start
 from deaths import KILLED, die_at_change
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torchrun import torchrun
 from toy_run import WORDS, write_toy_run
 
 from lightconv_mt import corpus_translation
@@ -427,10 +428,9 @@ def words(config: TranslateConfig) -> Iterator[list[str]]:
 
 
 def run(words: list[str], script: Path, *, processes: int, restarts: int) -> tuple[int, str]:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--shutdown-timeout=5")
     count = (f"--nproc-per-node={processes}", f"--max-restarts={restarts}")
     done = subprocess.run(
-        [sys.executable, *launcher, *count, str(script), *words],
+        [sys.executable, *torchrun(), *count, str(script), *words],
         capture_output=True,
         text=True,
         timeout=240,

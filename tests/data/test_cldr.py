@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import babel
 import pytest
 import sacrebleu
 
@@ -61,7 +62,7 @@ def test_every_word_to_translate_is_in_the_training_data(
 def test_copying_the_source_scores_low() -> None:
     test = generate_pairs("en", "de", split="test")
     copied = sacrebleu.corpus_bleu([pair.src for pair in test], [[pair.tgt for pair in test]])
-    assert 10 < copied.score < 20
+    assert 10 < copied.score < 25  # by Babel's version: 12.4 of 2.18, 20.1 of 2.19
 
 
 def test_the_same_in_every_process(tmp_path: Path) -> None:
@@ -96,7 +97,10 @@ def test_the_cache_holds_what_is_generated_and_is_read_again(tmp_path: Path) -> 
 
 
 def test_the_sentences_that_the_demo_shows_are_not_training_data() -> None:
-    recipe = (Path(__file__).parents[2] / "Makefile").read_text().split("printf", 1)[1]
+    top = Path(__file__).parents[2]
+    if f"babel=={babel.__version__}\n" not in (top / "constraints.txt").read_text():
+        pytest.skip("`make demo` installs the Babel of constraints.txt, whose corpus is another")
+    recipe = (top / "Makefile").read_text().split("printf", 1)[1]
     shown = re.findall("'([^']*)'", recipe.split("|")[0])[1:]
     assert len(shown) == 5
     assert not set(shown) & {pair.src for pair in generate_pairs("en", "de", split="train")}

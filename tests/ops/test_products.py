@@ -89,6 +89,9 @@ def test_gradients_that_nobody_asks_for_are_not_computed() -> None:
 
 
 @narrow_only
+@pytest.mark.skipif(
+    torch.__version__ < (2, 13), reason="older versions make some of these in another way"
+)
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), LARGE + SMALL)
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])

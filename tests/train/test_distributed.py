@@ -15,6 +15,7 @@ import torch
 from cpp_kernels import need_library
 from run_digests import digests
 from safetensors.torch import load_file
+from torchrun import torchrun
 
 from lightconv_mt.data.batching import Batch
 from lightconv_mt.errors import ConfigError
@@ -96,7 +97,7 @@ def start(
 ) -> subprocess.Popen[str]:
     command = Path(sys.executable).parent / "lcmt-train"
     launcher = (
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--shutdown-timeout=5"),
+        *(sys.executable, *torchrun()),
         *(f"--nproc-per-node={processes}", f"--max-restarts={restarts}"),
     )
     return subprocess.Popen(
