@@ -32,6 +32,10 @@ class Launch:
     def compile(self, target: Target) -> tuple[Resources, float]:
         """What the kernel takes of the target, and the seconds that it took to compile."""
         start = time.perf_counter()
+        return read_resources(self.build(target)), time.perf_counter() - start
+
+    def build(self, target: Target) -> Any:
+        """The result of `triton.compile` for the target."""
         gpu = GPUTarget(target.backend, target.arch, target.warp_size)
         backend = make_backend(gpu)
         kernel = self.kernel
@@ -41,8 +45,7 @@ class Launch:
             backend, self.keywords, *bound
         )
         source = ASTSource(kernel, signature, constants, attributes)
-        compiled = triton.compile(source, target=gpu, options=options.__dict__)
-        return read_resources(compiled), time.perf_counter() - start
+        return triton.compile(source, target=gpu, options=options.__dict__)
 
 
 @contextmanager

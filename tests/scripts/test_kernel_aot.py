@@ -29,6 +29,30 @@ def compiled(job: Job, monkeypatch: pytest.MonkeyPatch) -> list[Compiled]:
         return pool.submit(compile_job, job).result()
 
 
+def assembly_with_and_without_fusion_by_default(job: Job) -> list[list[str]]:
+    """What the job's kernels become under either default of Triton."""
+    from triton import knobs
+
+    texts = []
+    for default in (True, False):
+        knobs.language.default_fp_fusion = default
+        builds = [launch.build(TARGETS[job.target]) for launch in job.launches()]
+        texts.append([build.asm["ptx"] for build in builds])
+    return texts
+
+
+@pytest.mark.parametrize("kind", ["lightconv", "dynamicconv"])
+def test_multiply_and_add_are_fused_whatever_the_default(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    job = Job(target="sm_90", call=replace(CALL, kind=kind))
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        fused, same = pool.submit(assembly_with_and_without_fusion_by_default, job).result()
+    assert fused == same
+    assert all("fma.rn.f32" in text for text in fused)
+
+
 @pytest.mark.parametrize("target", ["sm_80", "gfx942"])
 def test_the_control_spills_only_without_registers(
     target: str, monkeypatch: pytest.MonkeyPatch
