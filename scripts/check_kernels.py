@@ -55,7 +55,7 @@ def stage_command(stage: str, *, reduced: bool) -> list[str]:
 def environment(stage: str) -> dict[str, str]:
     """The caller's, with Triton interpreting or compiling as the stage needs it."""
     triton = {
-        "aot": {"TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1"},
+        "aot": {"TRITON_INTERPRET": "0"},
         "traffic": {"TRITON_INTERPRET": "1"},
     }
     return os.environ | {"PYTHONPATH": str(SCRIPTS)} | triton.get(stage, {})
