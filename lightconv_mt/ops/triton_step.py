@@ -6,8 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightconv_mt.ops.triton_dynamicconv import softmax_of_steps
-from lightconv_mt.ops.triton_lightconv import NARROWEST_HEAD, load_tap, softmax_of_heads
+from lightconv_mt.ops.triton_dynamicconv_kernels import softmax_of_steps
+from lightconv_mt.ops.triton_lightconv import NARROWEST_HEAD
+from lightconv_mt.ops.triton_lightconv_kernels import load_tap, softmax_of_heads
 from lightconv_mt.ops.triton_table import (
     architecture_of,
     ceil_div,
