@@ -1,8 +1,10 @@
 """The compile gate sees a spill, and what compiles but cannot be read does not pass."""
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
+from typing import TypeVar
 
 import pytest
 
@@ -13,6 +15,8 @@ from kernel_gate.calls import Call
 from kernel_gate.resources import Resources, amdgcn_resources
 from kernel_gate.targets import TARGETS
 
+Found = TypeVar("Found")
+
 CALL = Call(kind="lightconv", direction="forward", dtype="bf16", width=3)
 FINE = Compiled(
     kernel="k",
@@ -22,11 +26,13 @@ FINE = Compiled(
 )
 
 
-def compiled(job: Job, monkeypatch: pytest.MonkeyPatch) -> list[Compiled]:
+def compiled(
+    job: Job, monkeypatch: pytest.MonkeyPatch, by: Callable[[Job], list[Found]]
+) -> list[Found]:
     """In a process of its own, which does not interpret."""
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(compile_job, job).result()
+        return pool.submit(by, job).result()
 
 
 def assembly_with_and_without_fusion_by_default(job: Job) -> list[list[str]]:
@@ -45,10 +51,8 @@ def assembly_with_and_without_fusion_by_default(job: Job) -> list[list[str]]:
 def test_multiply_and_add_are_fused_whatever_the_default(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
     job = Job(target="sm_90", call=replace(CALL, kind=kind))
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        fused, same = pool.submit(assembly_with_and_without_fusion_by_default, job).result()
+    fused, same = compiled(job, monkeypatch, assembly_with_and_without_fusion_by_default)
     assert fused == same
     assert all("fma.rn.f32" in text for text in fused)
 
@@ -57,8 +61,8 @@ def test_multiply_and_add_are_fused_whatever_the_default(
 def test_the_control_spills_only_without_registers(
     target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (few,) = compiled(Job(target=target, must_spill=True), monkeypatch)
-    (many,) = compiled(Job(target=target), monkeypatch)
+    (few,) = compiled(Job(target=target, must_spill=True), monkeypatch, compile_job)
+    (many,) = compiled(Job(target=target), monkeypatch, compile_job)
     assert few.resources and few.resources.stack > 100 and not few.complaint
     assert many.resources and many.resources.stack == 0 and not many.complaint
     assert passes([few, many, FINE])
