@@ -1,15 +1,18 @@
 """Average checkpoints of a run into its `average/`, which lcmt-translate and lcmt-eval prefer.
 
 By default the last `checkpoint.average_last` of its configuration, or all if there are fewer.
+What `bleu.json` says of a former average is taken out: `lcmt-eval checkpoint=average` scores this.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 from lightconv_mt.config import load_run_config
 from lightconv_mt.errors import CheckpointError, LcmtError
 from lightconv_mt.train.checkpoint import CheckpointStore, write_average
+from lightconv_mt.whole_files import replace_text
 
 
 def main() -> int:
@@ -43,7 +46,13 @@ def average(run_dir: Path, last: int | None, wanted: list[int] | None) -> tuple[
             f"{', '.join(map(str, there)) or 'none'}; "
             f"choose among them with --last N or --steps"
         )
-    return write_average(run_dir, [store.path(step) for step in steps]), steps
+    folder = write_average(run_dir, [store.path(step) for step in steps])
+    scores = run_dir / "bleu.json"
+    if scores.exists():
+        of_others = json.loads(scores.read_text())
+        of_others.pop("average", None)
+        replace_text(scores, json.dumps(of_others, indent=1) + "\n")
+    return folder, steps
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Averaging as a command."""
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
@@ -60,3 +61,13 @@ def test_checkpoints_that_are_not_there_are_named(
     with pytest.raises(CheckpointError, match="has 4 checkpoints, steps 1, 2, 4, 8; choose"):
         script.average(run_dir, last, steps)
     assert not (run_dir / "average").exists()
+
+
+def test_the_score_of_a_former_average_is_forgotten(run_dir: Path) -> None:
+    scores = run_dir / "bleu.json"
+    scores.write_text(json.dumps({"average": {"bleu": 30.5}, "best": {"bleu": 31.0}}))
+    with pytest.raises(CheckpointError):
+        script.average(run_dir, 5, None)
+    assert json.loads(scores.read_text())["average"]["bleu"] == 30.5, "nothing was averaged"
+    script.average(run_dir, 2, None)
+    assert json.loads(scores.read_text()) == {"best": {"bleu": 31.0}}
