@@ -11,6 +11,7 @@ import triton.language as tl
 
 from lightconv_mt.ops.triton_tiles import (
     VARYING,
+    add_to,
     keep,
     load_rows,
     locate_columns,
@@ -88,8 +89,7 @@ def add_taps(
                     tap = tl.exp(tap - softmax[0][step]) * softmax[1][step]
                 if DROPOUT:
                     tap *= keep(element, random)
-                total = sums[step] + tap[:, None] * row
-                sums = sums[:step] + (total,) + sums[step + 1 :]
+                sums = add_to(sums, step, tap[:, None] * row)
     return sums
 
 
@@ -177,8 +177,7 @@ def add_weight_gradients(
             if shift - step >= 0 and shift - step < TAPS:
                 product = tl.sum(grad_y[step] * row, axis=1)[:, None]
                 here = column == first + shift - step
-                added = gradients[step] + tl.where(here, product, 0.0)
-                gradients = gradients[:step] + (added,) + gradients[step + 1 :]
+                gradients = add_to(gradients, step, tl.where(here, product, 0.0))
     return gradients
 
 
@@ -214,8 +213,7 @@ def add_input_gradients(
                     tap = tl.exp(tap - normalizer)
                 if DROPOUT:
                     tap *= keep(element, random)
-                total = sums[step] + tap[:, None] * row
-                sums = sums[:step] + (total,) + sums[step + 1 :]
+                sums = add_to(sums, step, tap[:, None] * row)
     return sums
 
 

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from lightconv_mt.ops.triton_tiles import (
     VARYING,
+    add_to,
     keep,
     load_rows,
     locate_columns,
@@ -92,8 +93,7 @@ def add_taps(
         row = load_rows(pointers, start, time, stride, first + shift - padding_left, valid)
         for step in tl.static_range(STEPS):
             if shift - step >= 0 and shift - step < TAPS:
-                total = sums[step] + taps[shift - step] * row
-                sums = sums[:step] + (total,) + sums[step + 1 :]
+                sums = add_to(sums, step, taps[shift - step] * row)
     return sums
 
 
@@ -175,14 +175,8 @@ def add_gradients(
         row = load_rows(pointers, start, time, stride, after, valid)
         for step in tl.static_range(STEPS):
             if shift - step >= 0 and shift - step < TAPS:
-                total = sums[step] + taps[TAPS - 1 - shift + step] * row
-                sums = sums[:step] + (total,) + sums[step + 1 :]
-                product = products[TAPS - 1 - shift + step] + rows[step] * row
-                products = (
-                    products[: TAPS - 1 - shift + step]
-                    + (product,)
-                    + products[TAPS - shift + step :]
-                )
+                sums = add_to(sums, step, taps[TAPS - 1 - shift + step] * row)
+                products = add_to(products, TAPS - 1 - shift + step, rows[step] * row)
     for tap in tl.static_range(TAPS):
         if MIXED:
             gradient = tl.sum(products[tap], axis=0, keep_dims=True)

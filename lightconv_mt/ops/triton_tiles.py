@@ -76,6 +76,12 @@ def load_rows(pointers, position, time, stride, shift, valid):
 
 
 @triton.jit
+def add_to(sums, index: tl.constexpr, value):
+    """The tuple `sums` with `value` added to one of its tiles."""
+    return sums[:index] + (sums[index] + value,) + sums[index + 1 :]
+
+
+@triton.jit
 def keep(element, random):
     """`ops.masks.keep_mask`, kept = 1 / (1 - p); random: seed words, threshold, that value."""
     word = element.to(tl.uint32) ^ random[0].to(tl.uint32, bitcast=True)
