@@ -94,7 +94,7 @@ def trace(program: Program) -> ExportedProgram:
     """The program with all named sizes left open, of plain operators only.
 
     Raises:
-        ConfigError: when a part of the model needs to know a size.
+        ConfigError: when a part of the model needs to know a size, or this torch believes so.
     """
     given = example_inputs(program, **TRACED)
     open_sizes = {name: Dim(name, min=LEAST[name]) for name in TRACED}
@@ -114,8 +114,8 @@ def trace(program: Program) -> ExportedProgram:
         lines = str(error).strip().splitlines()
         reason = next((line[4:] for line in lines if line.startswith("  - ")), lines[0])
         raise ConfigError(
-            f"this model cannot be exported: a part of it treats some lengths unlike others, as "
-            f"windows of attention in the encoder do ({reason})"
+            f"this model cannot be exported: for torch {torch.__version__} a part of it treats "
+            f"some lengths unlike others, as windows of attention in the encoder do ({reason})"
         ) from error
     foreign = foreign_operators(exported)
     assert not foreign, foreign

@@ -184,7 +184,7 @@ def test_what_cannot_be_exported_takes_one_line(
     run_dir = write_toy_run(
         tmp_path / "run", mixers={"attention": windows}, encoder_mixers=["attention"]
     )
-    with pytest.raises(ConfigError, match="cannot be exported: a part of it treats some lengths"):
+    with pytest.raises(ConfigError, match=r"cannot be exported: for torch [0-9]\S+ a part of it"):
         export_to(tmp_path / "out", run_dir, onnx=False)
     (tmp_path / "there").mkdir()
     with pytest.raises(ConfigError, match="there exists; remove it"):
