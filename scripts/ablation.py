@@ -14,7 +14,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from counts import positive
+from arguments import positive
 from lightconv_mt.errors import ConfigError, LcmtError
 from lightconv_mt.whole_files import replace_text
 from sweep.measure import Measurement, measure, scoring_config

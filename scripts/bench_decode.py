@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from counts import positive
+from arguments import positive
 from ctranslate2_peer import Translate, open_peer
 from lightconv_mt.data.lines import read_lines
 from lightconv_mt.data.tokenizer import TokenizerConfig

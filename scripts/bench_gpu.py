@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arguments import positive
 from baselines import attention, unfold
 from bench_gpu_training import Sizes, measurements
-from counts import positive
 from gpu_clock import WARM_UP, Clock, timed_apart
 from kernel_gate.calls import TYPES, Call
 from lightconv_mt import ops

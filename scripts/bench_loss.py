@@ -7,7 +7,7 @@ from datetime import date
 
 import torch
 
-from counts import positive
+from arguments import positive
 from lightconv_mt.ops.cross_entropy import Smoothing, cross_entropy_
 from lightconv_mt.ops.dispatch import Backend
 from lightconv_mt.train.memory import keep_freed_memory

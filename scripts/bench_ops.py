@@ -21,8 +21,8 @@ from datetime import date
 import torch
 from torch import Tensor
 
+from arguments import positive
 from baselines import attention, unfold
-from counts import positive
 from lightconv_mt.ops import Backend, dynamicconv, dynamicconv_step, lightconv, lightconv_step
 from lightconv_mt.ops.library import load_library
 from lightconv_mt.ops.register import (

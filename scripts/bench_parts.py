@@ -15,8 +15,8 @@ from unittest import mock
 
 import torch
 
+from arguments import positive
 from bench_ops import CASES, inside_taps, ops_alone, peak_flops
-from counts import positive
 from lightconv_mt.ops import native
 from lightconv_mt.ops.library import load_library
 from lightconv_mt.train.memory import keep_freed_memory

@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from counts import positive
+from arguments import positive
 from lightconv_mt.errors import DataError, LcmtError
 from lightconv_mt.evaluation.systems import write_text
 from peers.corpus import prepare

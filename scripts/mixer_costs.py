@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from counts import positive
+from arguments import positive
 from lightconv_mt.mixers import MIXERS, MixerConfig, MixerSlot
 from lightconv_mt.ops import Backend
 

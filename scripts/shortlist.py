@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from counts import positive
+from arguments import positive
 from lightconv_mt.config import TrainRunConfig, load_run_config
 from lightconv_mt.data.corpus import read_corpus, read_source
 from lightconv_mt.data.encoded import encode_corpus

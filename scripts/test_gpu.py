@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from counts import positive
+from arguments import positive
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMERICS = ["-m", "kernel_gate.numerics", "--backend=triton", "--device=cuda"]

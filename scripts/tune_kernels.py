@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from counts import positive
+from arguments import positive
 from gpu_clock import WARM_UP, Clock, timed_apart
 from lightconv_mt.ops import triton_table as table
 

@@ -1,4 +1,4 @@
-"""Numbers on the command lines of scripts."""
+"""Types of the words on scripts' command lines."""
 
 import argparse
 
