@@ -32,6 +32,7 @@ class Translator:
         threads: int | None = None,
         max_source_tokens: int | None = None,
         long_lines: str | None = None,
+        channel: str | Path | Sequence[str | Path] = (),
     ) -> "Translator":
         """Open a run folder, or several with the same tokenizers as an ensemble.
 
@@ -45,6 +46,8 @@ class Translator:
             max_source_tokens: longer sources are cut; None cuts them as in training, or at 1,024.
             long_lines: how, truncate or split; None truncates them where training did, else splits
                 them.
+            channel: run folder of a model that translates back, or several as an ensemble, for the
+                option channel_weight.
 
         Raises:
             LcmtError: when there is no such run or checkpoint, or it is damaged.
@@ -52,15 +55,22 @@ class Translator:
         values = {"device": device, "precision": precision, "kernels": kernels, "threads": threads}
         plain = {**to_plain(RuntimeConfig()), **values}
         runtime = build_typed(RuntimeConfig, plain, registers={})
-        folders = [path] if isinstance(path, str | Path) else path
         if long_lines not in (None, *LongLines.__members__):
             raise ConfigError(
                 f"long_lines is {long_lines!r}; choose one of {', '.join(LongLines.__members__)}"
             )
         check_source_tokens(max_source_tokens)
         cut = None if long_lines is None else LongLines[long_lines]
-        names = [*map(str, folders)]
-        return cls(load_translator(names, str(checkpoint), runtime, max_source_tokens, cut))
+        return cls(
+            load_translator(
+                _names(path),
+                str(checkpoint),
+                runtime,
+                max_source_tokens,
+                cut,
+                channel=_names(channel),
+            )
+        )
 
     def translate(
         self,
@@ -105,6 +115,11 @@ class Translator:
         """
         _check_lists(lines, targets, name="targets")
         return self._translator.score(lines, targets)
+
+
+def _names(paths: str | Path | Sequence[str | Path]) -> list[str]:
+    """Of one folder, or of several."""
+    return [str(paths)] if isinstance(paths, str | Path) else [*map(str, paths)]
 
 
 def _check_lists(lines: Sequence[str], others: Sequence[str], *, name: str) -> None:

@@ -18,7 +18,7 @@ from lightconv_mt.config import (
     load_run_config,
 )
 from lightconv_mt.data.batching import TokenBatcher
-from lightconv_mt.data.corpus import read_corpus, read_source
+from lightconv_mt.data.corpus import CorpusConfig, read_corpus, read_source
 from lightconv_mt.data.encoded import EncodedPairs, encode_corpus
 from lightconv_mt.data.tokenizer_base import same_pieces
 from lightconv_mt.data.tokenizer_pair import TokenizerPair
@@ -302,6 +302,7 @@ def load_translator(
     runtime: RuntimeConfig,
     max_source_tokens: int | None = None,
     long_lines: LongLines | None = None,
+    channel: Sequence[str] = (),
 ) -> Translator:
     """Open a run folder, or several as an ensemble, for translation.
 
@@ -311,6 +312,7 @@ def load_translator(
         runtime: where and how precisely to compute.
         max_source_tokens: longer sources are cut; None cuts them as in training, or at 1,024.
         long_lines: how; None truncates them where training did, else splits them.
+        channel: run folder of a model that translates back, or several, for decode.channel_weight.
 
     Raises:
         CheckpointError: when there is no such checkpoint, it is damaged, or tokenizers differ.
@@ -340,7 +342,22 @@ def load_translator(
         max_source_tokens=max_source_tokens or min(map(_source_limit, configs)),
         long_lines=long_lines,
         run_dir=folders[0],
+        channel=_load_channel(channel, configs[0].data, runtime) if channel else None,
     )
+
+
+def _load_channel(
+    folders: Sequence[str], forth: CorpusConfig, runtime: RuntimeConfig
+) -> Translator:
+    """What translates back; where its languages are others, a warning says so."""
+    back = load_run_config(folders[0]).data
+    if (back.src_lang, back.tgt_lang) != (forth.tgt_lang, forth.src_lang):
+        logger.warning(
+            "channel=%s was trained from %s to %s; from %s to %s is expected",
+            folders[0],
+            *(back.src_lang, back.tgt_lang, forth.tgt_lang, forth.src_lang),
+        )
+    return load_translator(folders, "auto", runtime)
 
 
 def _source_limit(config: TrainRunConfig) -> int:

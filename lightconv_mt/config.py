@@ -11,7 +11,7 @@ from lightconv_mt.data.tokenizer import TokenizerConfig, Vocabulary
 from lightconv_mt.decode.config import MAX_SEED, DecodeConfig
 from lightconv_mt.decode.long_lines import LongLines
 from lightconv_mt.errors import CheckpointError, ConfigError
-from lightconv_mt.evaluation.contradictions import contradiction, overwritten
+from lightconv_mt.evaluation.contradictions import channel_alone, contradiction, overwritten
 from lightconv_mt.mixers import MIXERS, MixerConfig
 from lightconv_mt.model.transformer import ModelConfig, Tying
 from lightconv_mt.ops.dispatch import Backend
@@ -169,6 +169,11 @@ class TrainRunConfig:
                 "decode.shortlist is for translation; leave it out, validation searches the "
                 "whole vocabulary"
             )
+        if self.decode.channel_weight:
+            raise ConfigError(
+                "decode.channel_weight is for translation; leave it out, validation has no model "
+                "that translates back"
+            )
         if self.start_from is not None and not self.start_from.strip():
             raise ConfigError("start_from is empty; give the folder of a run, or leave it out")
         if self.start_from is not None and Path(self.start_from) == Path(self.run_dir):
@@ -211,6 +216,8 @@ class TranslateConfig:
     """`lcmt-translate`: one line of text in, one line of text out."""
 
     run_dir: list[str]  # several are an ensemble
+    # Of a model that translates back, for decode.channel_weight; several are an ensemble.
+    channel: list[str] = field(default_factory=list)
     input: str | None = None  # None: standard input
     output: str | None = None  # None: standard output
     prefix: str | None = None  # a file: what the output of each line is to begin with
@@ -252,7 +259,7 @@ class TranslateConfig:
             [(key, getattr(self, key)) for key in keys]
             for keys in (("input", "prefix"), ("output", "alignments"))
         )
-        for message in overwritten(read, written):
+        for message in (*channel_alone(self), *overwritten(read, written)):
             raise ConfigError(message)
 
 
@@ -266,6 +273,7 @@ class EvalConfig:
     """
 
     run_dir: list[str] = field(default_factory=list)
+    channel: list[str] = field(default_factory=list)  # as in TranslateConfig
     src: str | None = None
     ref: list[str] = field(default_factory=list)  # one file for each reference
     hyp: list[str] = field(default_factory=list)  # one file for each system

@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 # What may differ when a command goes on: places, whose contents are compared instead, and what
 # decides no output.
 FREE_KEYS = (
-    *("run_dir", "checkpoint", "input", "output", "alignments", "prefix", "overwrite"),
+    *("run_dir", "checkpoint", "channel", "input", "output", "alignments", "prefix", "overwrite"),
     *("runtime.threads", "runtime.keep_memory", "runtime.parallel", "runtime.timeout_seconds"),
 )
 STARTED = "started.json"
@@ -272,12 +272,9 @@ def _settings(config: TranslateConfig) -> dict[str, Any]:
     Raises:
         DataError: when a file cannot be read, or there are more prefixes than lines or fewer.
     """
-    weights = [
-        find_checkpoint(Path(run_dir), config.checkpoint, load_run_config(run_dir))
-        for run_dir in config.run_dir
-    ]
     digests: dict[str, Any] = {
-        "model": [weights_digest(folder)[:16] for folder in weights],
+        "model": [_weights_digest(folder, config.checkpoint) for folder in config.run_dir],
+        "channel": [_weights_digest(folder, "auto") for folder in config.channel],
         "input": _file_digest(str(config.input)),
     }
     if config.decode.shortlist is not None:
@@ -295,6 +292,11 @@ def _settings(config: TranslateConfig) -> dict[str, Any]:
             )
     plain: dict[str, Any] = json.loads(json.dumps(to_plain(config)))
     return {**plain, "files_written": len(outputs_of(config)), "sha256": digests}
+
+
+def _weights_digest(run_dir: str, checkpoint: str) -> str:
+    weights = find_checkpoint(Path(run_dir), checkpoint, load_run_config(run_dir))
+    return weights_digest(weights)[:16]
 
 
 def _file_digest(path: str) -> str:

@@ -68,6 +68,7 @@ def open_translator(config: TranslateConfig) -> Translator:
         config.runtime,
         config.max_source_tokens,
         config.long_lines,
+        config.channel,
     )
 
 

@@ -51,6 +51,9 @@ def test_int8_is_no_precision_of_scores(run_dir: Path) -> None:
     translator = Translator.load(run_dir, device="cpu", precision="int8", threads=1)
     with pytest.raises(ConfigError, match="precision is int8, .*; take fp32 or bf16"):
         translator.score(["ba de"], ["ba"])
+    ordered = Translator.load(run_dir, channel=run_dir, device="cpu", precision="int8", threads=1)
+    with pytest.raises(ConfigError, match="precision is int8, .*; take fp32 or bf16"):
+        ordered.translate(["ba de"], channel_weight=0.2, max_length=5)
 
 
 def test_precision_is_not_left_open(run_dir: Path) -> None:

@@ -280,11 +280,31 @@ def test_it_goes_on_with_the_same_settings_only(
     for values, message in changes:
         with pytest.raises(ConfigError, match=rf"out\.chunks was started with {message}"):
             translate(replace(config, **values))
+    weighted = {"decode": replace(config.decode, channel_weight=0.2), "channel": config.run_dir}
+    with pytest.raises(
+        ConfigError, match=r"was started with decode\.channel_weight=0\.0, not 0\.2"
+    ):
+        translate(replace(config, **weighted))
     # Where things lie, and what decides no output, is no such setting.
     os.rename(str(config.input), tmp_path / "moved")
     runtime = replace(config.runtime, keep_memory=False)
     assert translate(replace(config, input=str(tmp_path / "moved"), runtime=runtime)) == 0
     assert output_of(config).count(b"\n") == 50
+
+
+def test_it_goes_on_with_the_same_channel_only(
+    config: TranslateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = str(write_toy_run(tmp_path / "other"))
+    decode = replace(config.decode, channel_weight=0.2)
+    config = replace(config, channel=config.run_dir, decode=decode)
+    interrupt(config, monkeypatch, after=2)
+    with pytest.raises(ConfigError, match=r"sha256\.channel=\['\w+'\], not"):
+        translate(replace(config, channel=[other]))
+    moved = tmp_path / "moved"
+    moved.symlink_to(config.channel[0])
+    assert translate(replace(config, channel=[str(moved)])) == 0
+    assert output_of(config) == translated(config, "straight")
 
 
 def test_an_output_that_came_from_elsewhere_stays(

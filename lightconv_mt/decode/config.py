@@ -60,6 +60,9 @@ class DecodeConfig:
             has it at the same place, if there are several groups.
         coverage_penalty: beta of Wu et al. (2016), equation 14: what is added to the score of a
             finished output for source tokens that it does not attend to; 0 is off.
+        channel_weight: of a model that translates back, in the score that orders the beam_size
+            outputs (noisy-channel reranking, Yee et al., 2019): the log-probability it gives the
+            source, for each source token, is added so many times; 0 is off.
         mbr: of beam_size samples, take the one that is most like the others by this measure
             (minimum Bayes risk); the score is its mean, 0 to 100. None is off.
         alignments: tell which word of the source each word of the output attends to most.
@@ -93,6 +96,7 @@ class DecodeConfig:
     beam_groups: int = 1
     diversity: float = 0.5
     coverage_penalty: float = 0.0
+    channel_weight: float = 0.0
     mbr: Utility | None = None
     alignments: bool = False
     attention_layer: int | None = None
@@ -114,6 +118,7 @@ class DecodeConfig:
             "top_k",
             "diversity",
             "coverage_penalty",
+            "channel_weight",
         ):
             if not 0 <= getattr(self, key) < inf:
                 raise ConfigError(f"decode.{key} is {getattr(self, key)}; give 0 or more")
@@ -162,6 +167,13 @@ class DecodeConfig:
             raise ConfigError(
                 f"decode.attention_layer is {self.attention_layer}; give 1 or more, or null"
             )
+        orders = [
+            key for key in ("mbr", "coverage_penalty", "channel_weight") if getattr(self, key)
+        ]
+        if len(orders) > 1:
+            raise ConfigError(
+                f"decode.{orders[0]} and decode.{orders[1]} both order the outputs; set one of them"
+            )
         if self.mbr is None:
             return
         if not self.sampling:
@@ -172,10 +184,6 @@ class DecodeConfig:
             raise ConfigError(
                 f"decode.mbr={self.mbr.name} compares samples, but decode.beam_size is 1; "
                 f"give the number of samples, such as decode.beam_size=16"
-            )
-        if self.coverage_penalty:
-            raise ConfigError(
-                "decode.mbr and decode.coverage_penalty both order the outputs; set one of them"
             )
 
     def length_limit(self, src_length: int) -> int:

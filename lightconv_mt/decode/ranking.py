@@ -1,4 +1,4 @@
-"""Which finished output is given out first: by log-probability, coverage or likeness to others."""
+"""Which finished output is given out first: by log-probability, or one of three other scores."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 
 
 class ScoreKind(Enum):
-    """What a score is: log-probability over the length penalty, that plus coverage, or utility."""
+    """What a score is: log-probability over the length penalty, or the sum of that and something.
+
+    `coverage` adds coverage, `channel` the log-probability of the source; `utility` is a mean of
+    its own.
+    """
 
     log_prob = "log_prob"
     coverage = "coverage"
+    channel = "channel"
     utility = "utility"
 
     @classmethod
@@ -28,6 +33,8 @@ class ScoreKind(Enum):
         """Which one orders the outputs."""
         if config.mbr is not None:
             return cls.utility
+        if config.channel_weight:
+            return cls.channel
         return cls.coverage if config.coverage_penalty else cls.log_prob
 
 
@@ -66,6 +73,26 @@ def rank_by_coverage(
     scored = [
         replace(output, score=output.score + penalty * coverage(each))
         for output, each in zip(outputs, weights, strict=True)
+    ]
+    return sorted(scored, key=lambda output: -output.score)
+
+
+def rank_by_channel(
+    outputs: Sequence[Output], source_scores: Sequence[float], *, weight: float
+) -> list[Output]:
+    """Order outputs by score + weight x log p(source | output) / source tokens.
+
+    Noisy-channel reranking (Yee, Dauphin and Auli, 2019), without their language model.
+
+    Args:
+        outputs: of one sentence, scored by log-probability.
+        source_scores: log-probability a source token that a model of the other direction gives
+            the sentence, for each output.
+        weight: of the source's.
+    """
+    scored = [
+        replace(output, score=output.score + weight * log_prob)
+        for output, log_prob in zip(outputs, source_scores, strict=True)
     ]
     return sorted(scored, key=lambda output: -output.score)
 

@@ -45,6 +45,7 @@ class Translator:
         max_source_tokens: int = 1024,
         long_lines: LongLines = LongLines.truncate,
         run_dir: Path | None = None,
+        channel: "Translator | None" = None,
     ) -> None:
         """Translate with a model that is on `device` already.
 
@@ -56,6 +57,7 @@ class Translator:
             max_source_tokens: of a source the model is given, EOS included.
             long_lines: what happens to longer ones.
             run_dir: the folder that the model is from; holds what decode.shortlist=auto means.
+            channel: translates back, for decode.channel_weight.
         """
         assert max_source_tokens > 1, max_source_tokens
         self.model, self.tokenizers = model, tokenizers
@@ -70,7 +72,9 @@ class Translator:
             precision=precision,
         )
         self._shortlists = Shortlists(tokenizers, run_dir)
-        self._finisher = Finisher(model, tokenizers, device=device)
+        self._finisher = Finisher(
+            model, tokenizers, device=device, score_back=channel.score if channel else None
+        )
 
     def translate(
         self,
@@ -94,8 +98,16 @@ class Translator:
 
         Returns:
             One translation a line, in order.
+
+        Raises:
+            ConfigError: when channel_weight has no channel.
         """
         assert not isinstance(lines, str), "give a list of lines"
+        if config.channel_weight and self._finisher.score_back is None:
+            raise ConfigError(
+                f"decode.channel_weight is {config.channel_weight}, but there is no channel; load "
+                f"the model with channel=RUN, the run folder of one that translates back"
+            )
         before, begun = self.report.lines, list(prefixes) if prefixes else [""] * len(lines)
         options = {"max_tokens": max_tokens, "batch_size": batch_size}
         if self.long_lines is LongLines.truncate:
@@ -159,13 +171,17 @@ class Translator:
         most = 1 if config.strict else batch_size
         with self._search.inference():
             for batch in batches_by_length(sources, max_tokens=max_tokens, batch_size=most):
+                texts = [self._given(lines[index], pieces[index]) for index in batch]
                 chosen = [sources[index] for index in batch]
-                ranked = self._finisher.rank([found[index] for index in batch], chosen, config)
+                ranked = self._finisher.rank(
+                    [found[index] for index in batch], texts, chosen, config
+                )
                 for index, outputs in zip(batch, ranked, strict=True):
                     results[index] = self._decode(outputs, nothing)
                 if config.alignments:
-                    texts = [lines[index] for index in batch]
-                    aligned = self._finisher.align(texts, chosen, ranked, config)
+                    aligned = self._finisher.align(
+                        [lines[index] for index in batch], chosen, ranked, config
+                    )
                     for index, links in zip(batch, aligned, strict=True):
                         results[index] = replace(results[index], alignment=links)
         return results
@@ -312,6 +328,11 @@ class Translator:
                 self.report.truncated += 1
             sources.append([*ids[: limit - 1], self.tokenizers.src.ids.eos])
         return sources
+
+    def _given(self, line: str, pieces: list[int]) -> str:
+        """The part of a line that the model is given."""
+        kept = pieces[: self.max_source_tokens - 1]
+        return line if len(kept) == len(pieces) else self.tokenizers.src.decode(kept)
 
     def _decode(self, outputs: list[Output], blank: Translation) -> Translation:
         """Fill in what stands for a line without output."""

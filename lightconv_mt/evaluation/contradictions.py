@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightconv_mt.config import EvalConfig
+    from lightconv_mt.config import EvalConfig, TranslateConfig
 
 
 def contradiction(config: "EvalConfig") -> str | None:
     """The first thing wrong between keys and what to do about it; None where nothing is."""
-    checks = (_systems, _data, _files, _scoring, _likelihood)
+    checks = (_systems, channel_alone, _data, _files, _scoring, _likelihood)
     return next((message for check in checks for message in check(config)), None)
 
 
@@ -34,6 +34,28 @@ def overwritten(
         taken[place] = key, path
 
 
+def channel_alone(config: "TranslateConfig | EvalConfig") -> Iterator[str]:
+    """What is wrong with a channel without a weight, or the other way round."""
+    weight = config.decode.channel_weight
+    if weight and not config.channel:
+        yield (
+            f"decode.channel_weight is {weight}, but there is no channel; give channel=RUN, the "
+            f"run folder of a model that translates back"
+        )
+    if not all(folder.strip() for folder in config.channel):
+        yield "channel has an empty name; give channel=RUN"
+    if config.channel and not weight:
+        yield (
+            "channel is given, but decode.channel_weight is 0; set it, such as "
+            "decode.channel_weight=0.2, or leave channel out"
+        )
+    if config.channel and config.runtime.precision.name == "int8":
+        yield (
+            "runtime.precision=int8 is of searches, and a channel scores what they find; set fp32 "
+            "or bf16, or leave channel out"
+        )
+
+
 def _systems(config: "EvalConfig") -> Iterator[str]:
     """Who is scored."""
     if not config.run_dir and not config.hyp:
@@ -47,6 +69,8 @@ def _systems(config: "EvalConfig") -> Iterator[str]:
             yield f"{key} has an empty name; give {key}=NAME"
         if systems.count(name) > 1:
             yield f"{key} names {name} twice; give each system once"
+    if config.channel and config.hyp:
+        yield "channel orders the outputs of a run; give run_dir=RUN in place of hyp"
     if config.output and config.hyp:
         yield "output takes the translations of a run; leave it out where hyp holds them"
     if config.output and len(config.output) != len(systems):
@@ -114,6 +138,8 @@ def _likelihood(config: "EvalConfig") -> Iterator[str]:
     for key in ("paper_scoring", "confidence", "by_length", "worst", "latency"):
         if getattr(config, key):
             yield f"score=true translates nothing that {key} could be of; leave out one of the two"
+    if config.channel:
+        yield "score=true translates nothing that channel could order; leave out one of the two"
     if config.runtime.precision.name == "int8":
         yield (
             "score=true translates nothing that runtime.precision=int8 could be of; "

@@ -60,7 +60,11 @@ def translate_systems(config: EvalConfig, data: TestData) -> Iterator[System]:
     for place, run_dir in enumerate(config.run_dir):
         reset_peak_memory()
         translator = load_translator(
-            run_dir, config.checkpoint, config.runtime, config.max_source_tokens
+            run_dir,
+            config.checkpoint,
+            config.runtime,
+            config.max_source_tokens,
+            channel=config.channel,
         )
         hypotheses, speed = timed_translation(
             translator,

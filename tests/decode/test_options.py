@@ -13,14 +13,16 @@ from lightconv_mt.decode.attention import coverage, read_attention
 from lightconv_mt.decode.config import DecodeConfig, Utility
 from lightconv_mt.decode.ranking import ScoreKind
 from lightconv_mt.decode.translator import Translator
+from lightconv_mt.errors import ConfigError
+from lightconv_mt.model.ensemble import Ensemble
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 
 LINES = ["ax b c", "", "d", "b bx cy d a", "cy cy", "a b"]
 SHORT: dict[str, Any] = {"ban_unk": True, "max_length_ratio": 1.0, "max_length_extra": 2}
 
 
-def translator(model: Seq2SeqTransformer) -> Translator:
-    return Translator(model, pair_of(), device=torch.device("cpu"))
+def translator(model: Seq2SeqTransformer | Ensemble, **options: Any) -> Translator:
+    return Translator(model, pair_of(), device=torch.device("cpu"), **options)
 
 
 def test_one_group_changes_no_bit_and_several_give_other_outputs() -> None:
@@ -82,6 +84,58 @@ def test_scores_are_log_probability_plus_coverage() -> None:
     assert turned
     single = translator(model).translate(LINES, replace(penalised, nbest=1))
     assert [each.nbest for each in single] == [each.nbest[:1] for each in after]
+
+
+@pytest.mark.parametrize("way", [{}, {"beam_groups": 3}, {"sampling": True}])
+def test_scores_are_log_probability_plus_that_of_the_source(way: dict[str, Any]) -> None:
+    model = model_of().double()
+    back = translator(Ensemble([model_of(seed=5).double(), model_of(seed=6).double()]))
+    plain = DecodeConfig(beam_size=6, nbest=6, **way, **SHORT)
+    before = translator(model).translate(LINES, plain)
+    ranked = replace(plain, channel_weight=0.4)
+    after = translator(model, channel=back).translate(LINES, ranked)
+    assert {each.score_kind for each in after} == {ScoreKind.channel}
+    turned = 0
+    for line, first, second in zip(LINES, before, after, strict=True):
+        if not line:
+            assert second.nbest == (("", 0.0),)
+            continue
+        texts = [text for text, _ in first.nbest]
+        likely = [each.log_prob / each.tokens for each in back.score(texts, [line] * len(texts))]
+        expected = sorted(
+            (-score - 0.4 * add, text)
+            for (text, score), add in zip(first.nbest, likely, strict=True)
+        )
+        found = sorted((-score, text) for text, score in second.nbest)
+        assert [text for _, text in found] == [text for _, text in expected]
+        assert [score for score, _ in found] == pytest.approx([score for score, _ in expected])
+        assert second.text == expected[0][1]
+        turned += first.text != second.text
+    assert turned
+    single = translator(model, channel=back).translate(LINES, replace(ranked, nbest=1))
+    assert [each.nbest for each in single] == [each.nbest[:1] for each in after]
+
+
+def test_an_output_in_a_channels_order_depends_on_no_other_line() -> None:
+    one = translator(model_of(), channel=translator(model_of(seed=5)))
+    config = DecodeConfig(beam_size=4, nbest=4, channel_weight=0.4, strict=True, **SHORT)
+    together = one.translate(LINES * 3, config)
+    assert together == [one.translate([line], config)[0] for line in LINES * 3]
+
+
+def test_a_channel_is_asked_about_what_the_model_was_given() -> None:
+    back = translator(model_of(seed=5))
+    config = DecodeConfig(beam_size=4, nbest=4, channel_weight=0.4, **SHORT)
+    cut = translator(model_of(), channel=back, max_source_tokens=4)
+    whole = translator(model_of(), channel=back)
+    (found,) = cut.translate(["b bx cy d a"], config)
+    (expected,) = whole.translate(["b bx"], config)
+    assert found == expected
+
+
+def test_a_weight_without_a_channel_is_refused() -> None:
+    with pytest.raises(ConfigError, match="channel_weight is 0.4, but there is no channel; load"):
+        translator(model_of()).translate(LINES, DecodeConfig(channel_weight=0.4))
 
 
 def test_the_sample_most_like_the_others_is_chosen() -> None:

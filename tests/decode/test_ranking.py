@@ -1,4 +1,4 @@
-"""Outputs in the order of coverage and of expected utility, by formula."""
+"""Outputs in the order of coverage, of a channel and of expected utility, by formula."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from lightconv_mt.decode.config import DecodeConfig, Utility
 from lightconv_mt.decode.ranking import (
     Output,
     ScoreKind,
+    rank_by_channel,
     rank_by_coverage,
     rank_by_utility,
     search_config,
@@ -34,6 +35,18 @@ def test_coverage_can_overturn_the_order() -> None:
     assert turned[0].score == -0.6
     assert turned[0].hypothesis.score == -0.6
     assert turned[1].hypothesis.score == -0.5  # which stays a log-probability
+
+
+def test_a_channel_can_overturn_the_order() -> None:
+    outputs = [output("fluent", -0.5), output("faithful", -0.6)]
+    kept = rank_by_channel(outputs, [-2.0, -1.0], weight=0.05)
+    assert [(each.text, each.score) for each in kept] == [("fluent", -0.6), ("faithful", -0.65)]
+    turned = rank_by_channel(outputs, [-2.0, -1.0], weight=0.2)
+    assert [each.text for each in turned] == ["faithful", "fluent"]
+    assert [each.score for each in turned] == pytest.approx([-0.8, -0.9])
+    assert turned[0].hypothesis.score == -0.6  # which stays a log-probability
+    same = rank_by_channel(outputs, [-1.0, -0.5], weight=0.2)
+    assert [each.text for each in same] == ["fluent", "faithful"]  # equal scores stay in order
 
 
 @pytest.mark.parametrize("utility", Utility)
@@ -70,6 +83,7 @@ def test_all_hypotheses_are_kept_for_an_order_that_comes_later() -> None:
     plain = DecodeConfig(beam_size=4)
     assert search_config(plain) is plain
     assert search_config(DecodeConfig(beam_size=4, coverage_penalty=0.1)).nbest == 4
+    assert search_config(DecodeConfig(beam_size=4, channel_weight=0.1)).nbest == 4
     sampled = DecodeConfig(beam_size=4, mbr=Utility.bleu, sampling=True)
     assert search_config(sampled).nbest == 4
     kinds = [ScoreKind.of(each) for each in (plain, sampled)]
@@ -85,6 +99,15 @@ def test_all_hypotheses_are_kept_for_an_order_that_comes_later() -> None:
             {"mbr": Utility.bleu, "sampling": True, "coverage_penalty": 0.2},
             "decode.mbr and decode.coverage_penalty both order",
         ),
+        (
+            {"mbr": Utility.bleu, "sampling": True, "channel_weight": 0.2},
+            "decode.mbr and decode.channel_weight both order the outputs; set one of them",
+        ),
+        (
+            {"coverage_penalty": 0.1, "channel_weight": 0.2},
+            "decode.coverage_penalty and decode.channel_weight both order",
+        ),
+        ({"channel_weight": -0.1}, "decode.channel_weight is -0.1; give 0 or more"),
         ({"coverage_penalty": -0.1}, "decode.coverage_penalty is -0.1; give 0 or more"),
         ({"attention_layer": 0}, "decode.attention_layer is 0; give 1 or more, or null"),
     ],
