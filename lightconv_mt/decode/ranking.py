@@ -70,11 +70,7 @@ def rank_by_coverage(
         weights: source attention (T, S) of each.
         penalty: beta.
     """
-    scored = [
-        replace(output, score=output.score + penalty * coverage(each))
-        for output, each in zip(outputs, weights, strict=True)
-    ]
-    return sorted(scored, key=lambda output: -output.score)
+    return _rank_by_sum(outputs, [penalty * coverage(each) for each in weights])
 
 
 def rank_by_channel(
@@ -90,9 +86,14 @@ def rank_by_channel(
             the sentence, for each output.
         weight: of the source's.
     """
+    return _rank_by_sum(outputs, [weight * log_prob for log_prob in source_scores])
+
+
+def _rank_by_sum(outputs: Sequence[Output], added: Sequence[float]) -> list[Output]:
+    """Order outputs by score + what is added to each."""
     scored = [
-        replace(output, score=output.score + weight * log_prob)
-        for output, log_prob in zip(outputs, source_scores, strict=True)
+        replace(output, score=output.score + more)
+        for output, more in zip(outputs, added, strict=True)
     ]
     return sorted(scored, key=lambda output: -output.score)
 
