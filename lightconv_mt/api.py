@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightconv_mt.assemble import load_translator
 from lightconv_mt.config import RuntimeConfig, check_count, check_source_tokens
 from lightconv_mt.decode.config import DecodeConfig
 from lightconv_mt.decode.long_lines import LongLines
 from lightconv_mt.decode.translations import TargetScore, Translation
 from lightconv_mt.decode.translator import Translator as LineTranslator
 from lightconv_mt.errors import ConfigError, DataError
+from lightconv_mt.trained_run import load_translator
 from lightconv_mt.typed import build_typed, to_plain
 
 

@@ -95,7 +95,7 @@ def _run(command: str, plain: dict[str, Any]) -> int:
         from lightconv_mt.evaluation.command import evaluate
 
         return evaluate(config.to_typed(config.EvalConfig, plain))
-    from lightconv_mt import assemble
+    from lightconv_mt import training
 
     if command == "train":
         run = config.to_typed(config.TrainRunConfig, plain)
@@ -103,7 +103,7 @@ def _run(command: str, plain: dict[str, Any]) -> int:
             from lightconv_mt.rehearsal import rehearse
 
             return rehearse(run)
-        return assemble.train(run)
+        return training.train(run)
     from lightconv_mt import corpus_translation
 
     return corpus_translation.translate(config.to_typed(config.TranslateConfig, plain))

@@ -11,7 +11,6 @@ from math import isfinite
 from pathlib import Path
 from typing import BinaryIO
 
-from lightconv_mt.assemble import load_translator
 from lightconv_mt.config import NbestFormat, TranslateConfig
 from lightconv_mt.data.lines import decode_line, read_lines, read_raw_lines, without_mark
 from lightconv_mt.decode.alignment import pharaoh
@@ -20,6 +19,7 @@ from lightconv_mt.decode.translations import Translation
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import ConfigError, DataError
 from lightconv_mt.interactive import at_terminal, prompted_lines
+from lightconv_mt.trained_run import load_translator
 from lightconv_mt.whole_files import whole_files
 
 logger = logging.getLogger(__name__)

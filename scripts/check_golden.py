@@ -65,9 +65,9 @@ def main() -> int:
 @contextmanager
 def open_imported(backend: Backend, checkpoint: Path, folder: Path) -> Iterator[Translator]:
     """Import a checkpoint into a run folder and open that like any other."""
-    from lightconv_mt.assemble import load_translator
     from lightconv_mt.config import Device, RuntimeConfig
     from lightconv_mt.imported_run import ImportConfig, import_run
+    from lightconv_mt.trained_run import load_translator
 
     with TemporaryDirectory() as scratch:
         run = import_run(

@@ -10,12 +10,12 @@ import sys
 import warnings
 from pathlib import Path
 
-from lightconv_mt.assemble import load_translator
 from lightconv_mt.config import Device, RuntimeConfig
 from lightconv_mt.errors import LcmtError
 from lightconv_mt.interop.export import export_model
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops import Backend
+from lightconv_mt.trained_run import load_translator
 
 
 def main(words: list[str]) -> int:

@@ -18,13 +18,13 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
-from lightconv_mt.assemble import load_translator
 from lightconv_mt.config import EvalConfig, TrainRunConfig, load_run_config
 from lightconv_mt.data.corpus import SourceConfig, read_source
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import ConfigError, DataError, LcmtError
 from lightconv_mt.evaluation.systems import write_text
 from lightconv_mt.scoring import Score, score
+from lightconv_mt.trained_run import load_translator
 from lightconv_mt.typed import to_plain
 from sweep.measure import logged, scoring_config
 from sweep.table import spread

@@ -18,7 +18,7 @@ from pathlib import Path
 INTERRUPTED = 130
 
 SERVER = get_context("forkserver")
-SERVER.set_forkserver_preload(["lightconv_mt.assemble"])
+SERVER.set_forkserver_preload(["lightconv_mt.training"])
 
 
 def start(*calls: Callable[[], object]) -> ForkServerProcess:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightconv_mt import assemble, whole_files
+from lightconv_mt import training, whole_files
 from lightconv_mt.data import chunks
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.train.checkpoint import CheckpointStore
@@ -41,8 +41,8 @@ MOMENTS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
         "name_best",
         lambda store: 20 in store.steps(),
     ),
-    "in averaging": (assemble, "write_average", lambda run_dir: True),
-    "after averaging": (assemble, "replace_text", lambda path: True),
+    "in averaging": (training, "write_average", lambda run_dir: True),
+    "after averaging": (training, "replace_text", lambda path: True),
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from toy_language import WORDS, Configure, learn, weights, write_corpus
 
-from lightconv_mt import assemble
+from lightconv_mt import assemble, trained_run, training
 from lightconv_mt.api import Translator
 from lightconv_mt.config import (
     EvalConfig,
@@ -125,10 +125,10 @@ def test_a_toy_language_is_learned(
 
 def test_a_model_without_case_is_validated_without_case(configure: Configure) -> None:
     config = configure(tokenizer=TokenizerConfig(vocab_size=300, lowercase=True))
-    assert assemble.train(config) == 0
+    assert training.train(config) == 0
     results = json.loads((Path(config.run_dir) / "bleu.json").read_text())
     assert "case:lc" in results["average"]["signature"]
-    translator = assemble.load_translator(config.run_dir, "auto", config.runtime)
+    translator = trained_run.load_translator(config.run_dir, "auto", config.runtime)
     assert translator.tokenizers.src.encode("BA DE") == translator.tokenizers.src.encode("ba de")
 
 
@@ -137,7 +137,7 @@ def test_runs_are_compared_and_timed(
 ) -> None:
     runs = [configure(run=name, steps=2, seed=seed) for seed, name in enumerate("ab", 1)]
     for config in runs:
-        assemble.train(config)
+        training.train(config)
     capsys.readouterr()
     evaluation = EvalConfig(
         run_dir=[config.run_dir for config in runs],
@@ -154,7 +154,7 @@ def test_runs_are_compared_and_timed(
     found = json.loads((tmp_path / "json").read_text())
     assert [each["system"] for each in found] == [runs[0].run_dir] * 3 + [runs[1].run_dir] * 3
     for record, config in zip(found[::3], runs, strict=True):
-        translator = assemble.load_translator(config.run_dir, "auto", config.runtime)
+        translator = trained_run.load_translator(config.run_dir, "auto", config.runtime)
         speed = record["speed"]
         assert speed["sentences"] == 50 and speed["latency"]["sentences"] == 3
         assert speed["sentences_per_second"] == pytest.approx(50 / speed["seconds"])
@@ -183,7 +183,7 @@ def test_references_are_scored_by_force(
     configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = configure(steps=2)
-    assemble.train(config)
+    training.train(config)
     capsys.readouterr()
     for name, text in (("src", "ba de\n\nfi\n"), ("r1", "den ban\nx\nfin\n"), ("r2", "a\n\nfin\n")):
         (tmp_path / name).write_text(text)
@@ -199,7 +199,7 @@ def test_references_are_scored_by_force(
     assert evaluate(evaluation) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [row[:2] for row in rows] == [[line, ref] for line in "123" for ref in "12"]
-    translator = assemble.load_translator(config.run_dir, "auto", config.runtime)
+    translator = trained_run.load_translator(config.run_dir, "auto", config.runtime)
     pairs = [
         ("ba de", "den ban"),
         ("ba de", "a"),
@@ -249,7 +249,7 @@ def test_runs_that_do_not_go_together_are_refused(configure: Configure) -> None:
 
 def test_one_line_in_is_one_line_out(configure: Configure, tmp_path: Path) -> None:
     config = configure(steps=2)
-    assemble.train(config)
+    training.train(config)
     (tmp_path / "in").write_bytes(
         "ba de\n\n   \nfi\u2028go\r\n\xff".encode("latin-1", "ignore") + b"\xff\xfe\nka"
     )
@@ -279,7 +279,7 @@ def test_one_line_in_is_one_line_out(configure: Configure, tmp_path: Path) -> No
 
 def test_the_python_interface_translates_and_scores(configure: Configure) -> None:
     config = configure(steps=2)
-    assemble.train(config)
+    training.train(config)
     translator = Translator.load(config.run_dir, device=config.runtime.device.value)
     lines = ["ba de", "", "fi go hu"]
     found = translator.translate(lines, beam_size=3, nbest=2, max_length=5)
@@ -299,12 +299,12 @@ def test_the_python_interface_translates_and_scores(configure: Configure) -> Non
 
 def test_an_ensemble_is_of_runs_with_the_same_tokenizers(configure: Configure) -> None:
     first = configure("first", steps=2)
-    assemble.train(first)
+    training.train(first)
     shared = TokenizerConfig(vocab_size=300, src_model=f"{first.run_dir}/tokenizer.model")
     second = configure("second", steps=2, seed=7, tokenizer=shared)
     other = configure("other", steps=2, tokenizer=TokenizerConfig(vocab_size=290))
     for config in (second, other):
-        assemble.train(config)
+        training.train(config)
     folders = [first.run_dir, second.run_dir]
     lines = ["ba de", "", "fi go hu"]
     options = {"beam_size": 3, "nbest": 3, "max_length": 5}
@@ -322,7 +322,7 @@ def test_an_ensemble_is_of_runs_with_the_same_tokenizers(configure: Configure) -
 
 def test_outputs_begin_as_asked(configure: Configure, tmp_path: Path) -> None:
     config = configure(steps=2)
-    assemble.train(config)
+    training.train(config)
     (tmp_path / "in").write_text("ba de\nfi\nka le\n")
     translation = TranslateConfig(
         run_dir=[config.run_dir],
@@ -356,7 +356,7 @@ def test_a_run_that_could_not_be_scored_does_not_begin(
 
     monkeypatch.setattr(tokenizer_ja_mecab, "MeCab", None)  # as where it is not installed
     config = configure(steps=1, data=replace(data, tgt_lang="ja"))
-    for function in (rehearse, assemble.train):
+    for function in (rehearse, training.train):
         with pytest.raises(
             ConfigError, match=r"tokenizer of 'ja' cannot be used .*sacrebleu\[ja\]"
         ):
@@ -377,13 +377,13 @@ def test_a_validation_sees_the_weights_that_are_saved_with_it(
     )
     with pytest.MonkeyPatch.context() as patch:
         found = spy_on_validations(patch)
-        assemble.train(config)
+        training.train(config)
     assert sorted(found) == [3, 6, 9]
     samples = [seen.samples for _, seen in sorted(found.items())]
     assert samples[0] != samples[1] != samples[2]
     store = CheckpointStore(Path(config.run_dir), config.checkpoint)
     for step, seen in found.items():
-        anew = assemble.load_translator(config.run_dir, str(step), config.runtime)
+        anew = trained_run.load_translator(config.run_dir, str(step), config.runtime)
         validator = assemble.build_validator(config, anew, Distributed())
         again = validator()
         assert (again.metrics, again.samples) == (seen.metrics, seen.samples), step
@@ -398,7 +398,7 @@ def test_a_validation_sees_the_weights_that_are_saved_with_it(
 
 def test_a_moving_average_is_averaged_and_started_from(configure: Configure) -> None:
     config = configure(steps=3, train={"ema": 0.9})
-    assemble.train(config)
+    training.train(config)
     store = CheckpointStore(Path(config.run_dir), config.checkpoint)
     average = load_weights(Path(config.run_dir) / "average")
     last = [store.load(step).ema for step in store.steps()[-config.checkpoint.average_last :]]
@@ -411,7 +411,7 @@ def test_a_moving_average_is_averaged_and_started_from(configure: Configure) -> 
     start = store.load(best)
     further = configure("next", steps=1, start_from=config.run_dir, optim=OptimConfig(lr=1e-9))
     further.checkpoint.average_last = 0
-    assemble.train(further)
+    training.train(further)
     for name, tensor in weights(further).items():
         if name in start.ema:
             torch.testing.assert_close(tensor, start.ema[name], rtol=0, atol=1e-6)
@@ -423,7 +423,7 @@ def test_a_run_goes_on_bit_for_bit_where_it_was_stopped(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, loop: dict[str, float]
 ) -> None:
     straight, stopped = (configure(run, steps=7, train=loop) for run in ("straight", "stopped"))
-    assemble.train(straight)
+    training.train(straight)
     original = Trainer._step
     killed_at = [2, 5]
 
@@ -436,8 +436,8 @@ def test_a_run_goes_on_bit_for_bit_where_it_was_stopped(
     monkeypatch.setattr(Trainer, "_step", step_or_die)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            assemble.train(stopped)
-    assemble.train(stopped)
+            training.train(stopped)
+    training.train(stopped)
     ours, theirs = weights(straight), weights(stopped)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     metrics = [Path(config.run_dir, "metrics.jsonl").read_text() for config in (straight, stopped)]
@@ -446,18 +446,18 @@ def test_a_run_goes_on_bit_for_bit_where_it_was_stopped(
 
 def test_repeating_a_finished_command_changes_no_file(configure: Configure) -> None:
     config = configure()
-    assemble.train(config)
+    training.train(config)
     before = files(config)
-    assert assemble.train(config) == 0
+    assert training.train(config) == 0
     assert files(config) == before
 
 
 def test_more_steps_continue_the_same_run(configure: Configure) -> None:
     straight, longer = configure("straight", steps=6), configure("longer", steps=3)
-    assemble.train(straight)
-    assemble.train(longer)
+    training.train(straight)
+    training.train(longer)
     longer.train.max_steps = 6
-    assemble.train(longer)
+    training.train(longer)
     ours, theirs = weights(straight), weights(longer)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -466,7 +466,7 @@ def test_a_run_that_goes_beyond_its_end_has_no_end_until_the_new_one(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configure(steps=3)
-    assemble.train(config)
+    training.train(config)
     average = Path(config.run_dir, "average")
     before = weights_digest(average)
     config.train.max_steps = 6
@@ -475,21 +475,21 @@ def test_a_run_that_goes_beyond_its_end_has_no_end_until_the_new_one(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(assemble, "write_average", stop)
-        assemble.train(config)
-    assemble.train(config)
+        patch.setattr(training, "write_average", stop)
+        training.train(config)
+    training.train(config)
     assert weights_digest(average) != before
     config.train.max_steps, config.checkpoint = 7, replace(config.checkpoint, average_last=0)
-    assemble.train(config)
+    training.train(config)
     assert not average.exists()
 
 
 def test_another_configuration_is_refused_with_both_values(configure: Configure) -> None:
     config = configure(steps=1)
-    assemble.train(config)
+    training.train(config)
     config.optim = OptimConfig(lr=1e-3)
     with pytest.raises(ConfigError, match=r"was started with optim\.lr=0\.004, not 0\.001"):
-        assemble.train(config)
+        training.train(config)
 
 
 def test_a_run_goes_on_with_the_text_it_was_trained_on(
@@ -497,17 +497,17 @@ def test_a_run_goes_on_with_the_text_it_was_trained_on(
 ) -> None:
     text = {"toy": write_corpus(tmp_path, "own", 200, 1)}
     config = configure(data=replace(data, train=text), steps=1)
-    assert assemble.train(config) == 0
+    assert training.train(config) == 0
     kept = Path(config.run_dir) / "corpus.sha256"
     digest = kept.read_text()
     write_corpus(tmp_path, "own", 100, 2)  # fewer lines than the state has seen
     more = replace(config, train=replace(config.train, max_steps=2))
     for again in (more, replace(more, dry_run=True)):
         with pytest.raises(DataError, match=f"was trained on other text .*sha256 {digest[:12]}, n"):
-            (rehearse if again.dry_run else assemble.train)(again)
+            (rehearse if again.dry_run else training.train)(again)
     write_corpus(tmp_path, "own", 200, 1)
     kept.unlink()  # as in a folder from before there was such a file
-    assert assemble.train(more) == 0
+    assert training.train(more) == 0
     assert kept.read_text() == digest
 
 
@@ -531,7 +531,7 @@ def test_a_disk_too_full_for_the_tokenizer_is_one_line(
 
     monkeypatch.setattr(TokenizerPair, "save", full)
     with pytest.raises(ConfigError, match=r"cannot write the tokenizer into run_dir=.*: No space"):
-        assemble.train(configure())
+        training.train(configure())
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_their_union(configure: Configure) -> None:
@@ -568,7 +568,7 @@ def test_accumulated_micro_batches_give_the_gradient_of_their_union(configure: C
 def test_updates_that_are_not_finite_are_skipped(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    original = assemble.Trainer._update
+    original = training.Trainer._update
     poisoned: set[int] = {3}
 
     def poison(self: Trainer, lr: float) -> float | None:
@@ -585,7 +585,7 @@ def test_updates_that_are_not_finite_are_skipped(
 
     monkeypatch.setattr(Trainer, "_update", poison)
     config = configure(steps=6, train={"log_every_steps": 1})
-    assert assemble.train(config) == 0
+    assert training.train(config) == 0
     assert "step 3: the gradient is not finite; update skipped" in caplog.text
     lines = Path(config.run_dir, "metrics.jsonl").read_text().splitlines()
     logged = [found for line in lines if "train/lr" in (found := json.loads(line))]
@@ -600,15 +600,15 @@ def test_a_second_trainer_is_refused_and_a_dead_one_is_no_hindrance(configure: C
         lock_run(Path(config.run_dir)),
         pytest.raises(ConfigError, match=rf"is being trained by process {os.getpid()} on "),
     ):
-        assemble.train(config)
+        training.train(config)
     (Path(config.run_dir) / "lock").write_text("process 1 on a machine that lost power")
-    assert assemble.train(config) == 0
+    assert training.train(config) == 0
 
 
 def test_patience_and_epochs_end_a_run(configure: Configure) -> None:
     config = configure(steps=500, train={"patience": 1})
     config.optim = OptimConfig(lr=1e-9)
-    assemble.train(config)
+    training.train(config)
     steps = [
         json.loads(line)["step"]
         for line in Path(config.run_dir, "metrics.jsonl").read_text().splitlines()
@@ -616,7 +616,7 @@ def test_patience_and_epochs_end_a_run(configure: Configure) -> None:
     assert max(steps) == 6
     config = configure("epoch", steps=5000, train={"max_epochs": 1})
     config.train.validate_every_steps = config.checkpoint.save_every_steps = 1000
-    assemble.train(config)
+    training.train(config)
     last = json.loads(Path(config.run_dir, "metrics.jsonl").read_text().splitlines()[-1])
     assert 50 < last["step"] < 100
 
@@ -639,7 +639,7 @@ def test_a_damaged_run_is_refused(
     configure: Configure, damage: Callable[[Path], object], message: str, tmp_path: Path
 ) -> None:
     config = configure(steps=1)
-    assemble.train(config)
+    training.train(config)
     damage(Path(config.run_dir))
     (tmp_path / "in").write_text("ba\n")
     translation = TranslateConfig(
@@ -656,8 +656,8 @@ def test_a_damaged_run_is_refused(
 
 def test_an_unknown_checkpoint_lists_those_there_are(configure: Configure) -> None:
     config = configure(steps=2)
-    assemble.train(config)
+    training.train(config)
     with pytest.raises(
         CheckpointError, match=r"has no checkpoint 9; there is average, .*last, 1, 2"
     ):
-        assemble.load_translator(config.run_dir, "9", config.runtime)
+        trained_run.load_translator(config.run_dir, "9", config.runtime)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from toy_language import Configure, learn, weights
 
-from lightconv_mt import assemble
+from lightconv_mt import training
 from lightconv_mt.api import Translator
 from lightconv_mt.config import Device, EvalConfig, Precision, RuntimeConfig, TrainRunConfig
 from lightconv_mt.decode.config import DecodeConfig
@@ -81,7 +81,7 @@ def test_a_run_goes_on_bit_for_bit(
         "train": {"rdrop": 2.0},
     }
     straight, stopped = (configure(run, **options) for run in ("straight", "stopped"))
-    assemble.train(straight)
+    training.train(straight)
     original = Trainer._step
 
     def step_or_die(self: Trainer, *arguments: Any) -> None:
@@ -92,8 +92,8 @@ def test_a_run_goes_on_bit_for_bit(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", step_or_die)
         with pytest.raises(KeyboardInterrupt):
-            assemble.train(stopped)
-    assemble.train(stopped)
+            training.train(stopped)
+    training.train(stopped)
     ours, theirs = weights(straight), weights(stopped)
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
@@ -153,7 +153,7 @@ def test_a_batch_too_large_for_memory_is_cut(
 
     monkeypatch.setattr(Trainer, "_backward", short_of_memory)
     with caplog.at_level(logging.WARNING):
-        assert assemble.train(config) == 0
+        assert training.train(config) == 0
     assert "step 2: not enough memory for source" in caplog.text
     assert "trying in 2 pieces" in caplog.text
 

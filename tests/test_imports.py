@@ -42,6 +42,8 @@ LEVELS = {
     "start_from": 4,
     "interactive": 4,
     "assemble": 4,
+    "training": 4,
+    "trained_run": 4,
     "translation": 4,
     "corpus_translation": 4,
     "api": 5,

@@ -18,7 +18,7 @@ from children import assert_none_outlives, exit_code, start
 from deaths import MOMENTS, die_at_moment
 from run_digests import digests
 
-from lightconv_mt import assemble
+from lightconv_mt import training
 from lightconv_mt.config import Device, Precision, RuntimeConfig, TrainRunConfig
 from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
@@ -96,7 +96,7 @@ def configure(
 
 def train(config: TrainRunConfig, *before: Callable[[], None]) -> ForkServerProcess:
     """Train in a process of its own, after what else it is to do."""
-    return start(*before, partial(assemble.train, config))
+    return start(*before, partial(training.train, config))
 
 
 def interrupt_until_done(
@@ -225,7 +225,7 @@ def test_every_kind_of_run_resumes_to_the_bit(
         ]
         for config in runs:
             config.checkpoint.save_every_steps = 2
-        assemble.train(runs[0])
+        training.train(runs[0])
         stops = [4, 6, 7]
 
         def step_or_die(self: Trainer, *arguments: Any, stops: list[int] = stops) -> None:
@@ -238,8 +238,8 @@ def test_every_kind_of_run_resumes_to_the_bit(
             patch.setattr(Trainer, "_step", step_or_die)
             for _ in range(3):
                 with pytest.raises(KeyboardInterrupt):
-                    assemble.train(runs[1])
-            assemble.train(runs[1])
+                    training.train(runs[1])
+            training.train(runs[1])
         first, second = (digests(Path(config.run_dir)) for config in runs)
         assert first == second, values
     assert cells == (48 if thorough else 7)
@@ -253,11 +253,11 @@ def test_twenty_resumes_of_one_step_each(
     data: CorpusConfig, tmp_path: Path, figure: Callable[[str, str], None]
 ) -> None:
     straight = configure(data, tmp_path / "straight", max_steps=20, validate_every_steps=100)
-    assemble.train(straight)
+    training.train(straight)
     for steps in range(1, 21):
         chained = configure(data, tmp_path / "chained", max_steps=steps, validate_every_steps=100)
         chained.checkpoint.average_last = 0
-        assemble.train(chained)
+        training.train(chained)
     ours, theirs = (
         digests(tmp_path / run)["checkpoints/step_00000020/model.safetensors"]
         for run in ("straight", "chained")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy_language import Configure, weights
 
-from lightconv_mt import assemble, precision, rehearsal
+from lightconv_mt import precision, rehearsal, training
 from lightconv_mt.config import Device, Precision, RuntimeConfig, TrainRunConfig, load_run_config
 from lightconv_mt.errors import ConfigError
 from lightconv_mt.precision import bf16_gain, choose_precision, settle_precision
@@ -64,18 +64,18 @@ def test_a_run_goes_on_in_what_it_began_with(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unbroken = with_precision(configure("unbroken", steps=4), Precision.bf16)
-    assert assemble.train(unbroken) == 0
+    assert training.train(unbroken) == 0
     measure(monkeypatch, 2.5)
     begun = with_precision(configure("run", steps=2), Precision.auto)
-    assert assemble.train(begun) == 0
+    assert training.train(begun) == 0
     assert load_run_config(begun.run_dir).runtime.precision is Precision.bf16
     measure(monkeypatch, 0.1)  # another machine
     more = with_precision(configure("run", steps=4), Precision.auto)
     assert rehearsal.rehearse(more) == 0
     assert "would go on from step 2 " in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"started with runtime.precision=bf16, not fp32"):
-        assemble.train(with_precision(more, Precision.fp32))
-    assert assemble.train(more) == 0
+        training.train(with_precision(more, Precision.fp32))
+    assert training.train(more) == 0
     found, expected = weights(more), weights(unbroken)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)

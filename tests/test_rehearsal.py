@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightconv_mt import assemble, cli, rehearsal
+from lightconv_mt import cli, rehearsal, training
 from lightconv_mt.config import Device, Precision, RuntimeConfig, TrainRunConfig
 from lightconv_mt.data.batching import Batch, BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
@@ -141,7 +141,7 @@ def test_it_tells_what_the_run_then_does(
     assert "1 pairs left out: longer than batch.max_length=64 tokens\n      'alpha beta" in told
     steps = spy_on_steps(monkeypatch)
     with caplog.at_level("INFO", logger="lightconv_mt"):
-        assert assemble.train(config) == 0
+        assert training.train(config) == 0
     assert "data: 1 pairs left out: longer than batch.max_length=64 tokens" in caplog.messages
     tokenizers = TokenizerPair.load(tmp_path / "run", config.tokenizer)
     first = steps[0][0]
@@ -162,7 +162,7 @@ def test_it_goes_on_from_where_the_folder_stands_and_changes_nothing_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     short, more = (configure(train={"max_steps": steps}) for steps in (3, 8))
-    assert assemble.train(short) == 0
+    assert training.train(short) == 0
     before = files(tmp_path)
     told = report(capsys, more)
     assert "would go on from step 3 (epoch 0, batch 3): 5 steps, up to 8" in told
@@ -172,7 +172,7 @@ def test_it_goes_on_from_where_the_folder_stands_and_changes_nothing_there(
         rehearsal.rehearse(configure(optim=OptimConfig(lr=1e-3)))
     assert files(tmp_path) == before
     steps = spy_on_steps(monkeypatch)
-    assert assemble.train(more) == 0
+    assert training.train(more) == 0
     assert len(steps) == 5
     assert f"source {tuple(steps[0][0].src.shape)}, " in told
     (tmp_path / "run" / "bleu.json").unlink()
@@ -206,7 +206,7 @@ def test_mistakes_are_told_as_in_a_run(configure: Configure, tmp_path: Path) -> 
     ]
     for values, message in mistakes:
         said = []
-        for start in (rehearsal.rehearse, assemble.train):
+        for start in (rehearsal.rehearse, training.train):
             with pytest.raises(LcmtError) as caught:
                 start(replace(config, **values))
             said.append((type(caught.value), str(caught.value)))

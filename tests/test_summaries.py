@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from lightconv_mt import assemble, cli
+from lightconv_mt import cli, trained_run
 from lightconv_mt.config import load_run_config
+from lightconv_mt.data.corpus import read_corpus
 from lightconv_mt.decode import batch_search
 
 WORDS = ["ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu"]
@@ -58,7 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_articles_are_cut_where_training_cut_them(run: Path) -> None:
     config = load_run_config(run)
-    translator = assemble.load_translator(str(run), "last", config.runtime)
+    translator = trained_run.load_translator(str(run), "last", config.runtime)
     assert translator.max_source_tokens == KEPT + 1
     generator = random.Random(5)
     article = " ".join(generator.choices(WORDS, k=80))
@@ -68,13 +69,13 @@ def test_articles_are_cut_where_training_cut_them(run: Path) -> None:
     first, second = translator.translate([article, other], config.decode)
     assert first.text == second.text
     assert translator.report.truncated == 2
-    whole = assemble.load_translator(str(run), "last", config.runtime, max_source_tokens=1000)
+    whole = trained_run.load_translator(str(run), "last", config.runtime, max_source_tokens=1000)
     assert whole.translate([article], config.decode)[0].score != first.score
 
 
 def test_no_pair_was_dropped_for_its_length(run: Path) -> None:
     config = load_run_config(run)
-    corpus = assemble.read_corpus(config.data)
+    corpus = read_corpus(config.data)
     assert len(list(corpus.pairs())) == 300
     assert not corpus.report.dropped
 
@@ -83,7 +84,7 @@ def test_lengths_are_kept_and_no_trigram_comes_twice(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_run_config(run)
-    translator = assemble.load_translator(str(run), "last", config.runtime)
+    translator = trained_run.load_translator(str(run), "last", config.runtime)
     articles = [" ".join(random.Random(n).choices(WORDS, k=70)) for n in range(8)]
     decode = replace(config.decode, min_length=30, max_length=40)
     outputs: list[tuple[int, ...]] = []

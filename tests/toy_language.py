@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightconv_mt import assemble
+from lightconv_mt import training
 from lightconv_mt.config import Device, RuntimeConfig, TrainRunConfig
 from lightconv_mt.data.batching import BatchConfig
 from lightconv_mt.data.corpus import CorpusConfig, SourceConfig, SourceFormat
@@ -106,7 +106,7 @@ def learn(config: TrainRunConfig) -> None:
     """Train so long that the language is learned."""
     config.train = LoopConfig(max_steps=400, validate_every_steps=200, log_every_steps=100)
     config.checkpoint = CheckpointConfig(save_every_steps=20, keep_last=4, average_last=4)
-    assert assemble.train(config) == 0
+    assert training.train(config) == 0
 
 
 def weights(config: TrainRunConfig) -> dict[str, torch.Tensor]:

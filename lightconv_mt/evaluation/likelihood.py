@@ -7,12 +7,12 @@ from itertools import islice
 from math import isfinite
 from typing import Any
 
-from lightconv_mt.assemble import load_translator
 from lightconv_mt.config import EvalConfig, ScoreFormat
 from lightconv_mt.decode.translations import TargetScore
 from lightconv_mt.decode.translator import Translator
 from lightconv_mt.errors import DataError
 from lightconv_mt.evaluation.data import TestData
+from lightconv_mt.trained_run import load_translator
 
 CHUNK_LINES = 1024  # scored together; more would only keep the first lines waiting
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightconv_mt.assemble import load_translator
 from lightconv_mt.config import EvalConfig
 from lightconv_mt.data.lines import read_lines
 from lightconv_mt.errors import DataError
 from lightconv_mt.evaluation.data import Lines, TestData, check_detokenised, check_line_counts
 from lightconv_mt.evaluation.speed import Speed, reset_peak_memory, timed_translation
 from lightconv_mt.evaluation.tokenised import signs_of_tokenisation
+from lightconv_mt.trained_run import load_translator
 from lightconv_mt.whole_files import replace_text
 
 logger = logging.getLogger(__name__)

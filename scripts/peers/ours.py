@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from unittest import mock
 
-from lightconv_mt import __version__, assemble, cli
+from lightconv_mt import __version__, cli, training
 from lightconv_mt.train.loop import Trainer
 from lightconv_mt.train.monitor import SilentMonitor
 from lightconv_mt.train.signals import SignalFlag
@@ -102,7 +102,7 @@ def words(job: Job) -> list[str]:
 def main() -> int:
     """Train until there are no more commands."""
     WindowTrainer.windows = Windows()
-    with mock.patch.object(assemble, "Trainer", WindowTrainer):
+    with mock.patch.object(training, "Trainer", WindowTrainer):
         return cli.main("train", words(Job.of_process()))
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lightconv_mt.assemble import load_translator
 from lightconv_mt.cli import ROOTS
 from lightconv_mt.compose import compose
 from lightconv_mt.config import EvalConfig, load_run_config, to_typed
@@ -18,6 +17,7 @@ from lightconv_mt.run_folder import find_checkpoint
 from lightconv_mt.schemas import read_root
 from lightconv_mt.scoring import score
 from lightconv_mt.train.storage import MANIFEST
+from lightconv_mt.trained_run import load_translator
 from lightconv_mt.typed import to_plain
 from lightconv_mt.whole_files import replace_text
 

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from toy_run import write_toy_run
 
-from lightconv_mt.assemble import load_translator
 from lightconv_mt.config import Device, RuntimeConfig
 from lightconv_mt.data.tokenizer import Tokenizer
 from lightconv_mt.decode.config import DecodeConfig
@@ -20,6 +19,7 @@ from lightconv_mt.interop import export
 from lightconv_mt.interop.programs import encoder_program
 from lightconv_mt.mixers import MIXERS
 from lightconv_mt.ops import Backend
+from lightconv_mt.trained_run import load_translator
 
 Array = NDArray[Any]
 LINES = ["ba de fi go hu ka le", "zu", "vo ti se ra mi mi mi mi no pu", "go go"]

@@ -14,7 +14,7 @@ import torch
 from children import exit_code, start
 from deaths import KILLED, die_at_action
 
-from lightconv_mt import assemble, whole_files
+from lightconv_mt import trained_run, whole_files
 from lightconv_mt.cli import main
 from lightconv_mt.config import load_run_config
 from lightconv_mt.data.moses import MosesConfig
@@ -65,7 +65,7 @@ def test_a_run_folder_holds_all_that_is_needed(config: ImportConfig, tmp_path: P
     assert (provenance["arch"], provenance["num_updates"]) == ("lightconv_iwslt_de_en", 12)
     for path in (config.checkpoint, config.dict_src):  # none of which is needed any more
         Path(path).unlink()
-    translator = assemble.load_translator(str(out), "auto", run.runtime)
+    translator = trained_run.load_translator(str(out), "auto", run.runtime)
     assert translator.tokenizers.src.encode("ba fi .") == [4, 6, 7]
 
 
@@ -105,7 +105,7 @@ def test_each_language_may_have_a_dictionary_and_codes_of_its_own(
     out = import_run(with_codes(config, tmp_path, **changes))
     run = load_run_config(out)
     assert run.tokenizer.vocabulary is Vocabulary.separate
-    tokenizers = assemble.load_translator(str(out), "auto", run.runtime).tokenizers
+    tokenizers = trained_run.load_translator(str(out), "auto", run.runtime).tokenizers
     assert tokenizers.src.pieces(tokenizers.src.encode("ba")) == ["ba"]
     assert tokenizers.tgt.decode([6, 7, 6, 5, 4]) == "Fi-Fi DeBa"
 
