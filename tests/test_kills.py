@@ -276,17 +276,20 @@ def test_a_long_run_needs_no_more_memory_or_files_with_time(
     )
     config.checkpoint.save_every_steps = 50
     child = train(config)
+    run = tmp_path / "run"
     seen: list[tuple[int, int]] = []  # resident memory in pages, open files
     while child.is_alive():
-        with contextlib.suppress(OSError):
-            folder = Path(f"/proc/{child.pid}")
-            pages = int((folder / "statm").read_text().split()[1])
-            seen.append((pages, len(list((folder / "fd").iterdir()))))
+        # From the first save to the end: what a start opens is open then.
+        if any(run.glob("checkpoints/step_*")) and not (run / "average").exists():
+            with contextlib.suppress(OSError):
+                folder = Path(f"/proc/{child.pid}")
+                pages = int((folder / "statm").read_text().split()[1])
+                seen.append((pages, len(list((folder / "fd").iterdir()))))
         time.sleep(0.05)
     assert exit_code(child) == 0
-    early, late = (max(pages for pages, _ in part) for part in halves(seen[len(seen) // 5 :]))
-    # The middle one: a look may fall into the write of a checkpoint, which opens one more.
-    files = [sorted(count for _, count in part)[len(part) // 2] for part in halves(seen)]
+    early, late = (max(pages for pages, _ in part) for part in halves(seen))
+    # The fewest: a look may fall into the write of a checkpoint, which opens one more.
+    files = [min(count for _, count in part) for part in halves(seen)]
     figure(
         f"a run of {steps:,} steps",
         f"memory grows by {late / early - 1:.1%} from the first half to the second, "
@@ -294,7 +297,7 @@ def test_a_long_run_needs_no_more_memory_or_files_with_time(
     )
     assert len(seen) > 50
     assert late < 1.05 * early
-    assert files[0] == files[1]
+    assert files[1] <= files[0]
 
 
 def halves(values: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
