@@ -95,18 +95,18 @@ def _run(command: str, plain: dict[str, Any]) -> int:
         from lightconv_mt.evaluation.command import evaluate
 
         return evaluate(config.to_typed(config.EvalConfig, plain))
-    from lightconv_mt import training
+    if command == "translate":
+        from lightconv_mt.corpus_translation import translate
 
-    if command == "train":
-        run = config.to_typed(config.TrainRunConfig, plain)
-        if run.dry_run:
-            from lightconv_mt.rehearsal import rehearse
+        return translate(config.to_typed(config.TranslateConfig, plain))
+    run = config.to_typed(config.TrainRunConfig, plain)
+    if run.dry_run:
+        from lightconv_mt.rehearsal import rehearse
 
-            return rehearse(run)
-        return training.train(run)
-    from lightconv_mt import corpus_translation
+        return rehearse(run)
+    from lightconv_mt.training import train
 
-    return corpus_translation.translate(config.to_typed(config.TranslateConfig, plain))
+    return train(run)
 
 
 def _guarded(function: Callable[[], int]) -> int:
