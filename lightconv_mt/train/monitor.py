@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -78,6 +79,8 @@ class Monitor(SilentMonitor):
         self.rewind(lines)
         self._told_of_fonts = False
         self._board: SummaryWriter | None = None
+        self._thread_hook = threading.excepthook
+        threading.excepthook = self._thread_failed
         with self._going_on_without_board():
             self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(
@@ -163,6 +166,7 @@ class Monitor(SilentMonitor):
         """
         self._bar.close()
         self._on_board("close")
+        threading.excepthook = self._thread_hook
         with self._file:
             self._write_waiting()
 
@@ -185,6 +189,11 @@ class Monitor(SilentMonitor):
         if self._board is not None:
             with self._going_on_without_board():
                 getattr(self._board, method)(*what)
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread raises what its writer raises too: once is enough."""
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            self._thread_hook(failure)
 
     @contextmanager
     def _going_on_without_board(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, cast
 import matplotlib.pyplot as plt
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from lightconv_mt.errors import CheckpointError
 from lightconv_mt.train.checkpoint import OnFailure
@@ -119,6 +121,29 @@ def test_a_full_disk_costs_the_board(
     assert caplog.text.count("TensorBoard's files cannot be written: No space left") == 1
     assert monitor.lines == 2
     monitor.close()
+
+
+def test_the_board_says_once_that_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its thread would print a traceback beside our line; other threads' failures are shown."""
+    shown: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", shown.append)
+    monitor = Monitor(tmp_path, step=0, lines=0, max_steps=10)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    for step in range(1, 100):
+        monitor.metrics(step, {"train/loss": 1.0})
+    other = threading.Thread(target=full)
+    other.start()
+    other.join()
+    monitor.close()
+    assert caplog.text.count("TensorBoard's files cannot be written: No space left") == 1
+    assert [each.thread for each in shown] == [other]
+    assert threading.excepthook == shown.append
 
 
 @contextmanager
