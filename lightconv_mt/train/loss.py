@@ -11,6 +11,7 @@ from lightconv_mt.data.batching import Batch
 from lightconv_mt.model.transformer import Seq2SeqTransformer
 from lightconv_mt.ops.cross_entropy import Smoothing, cross_entropy_
 from lightconv_mt.ops.dispatch import Backend
+from lightconv_mt.ops.products import PIECES, add_matmul_, matmul
 
 # Logits alive at once, where (tokens, V) would not fit: more of them pack the weight less often.
 CHUNK_LOGITS = 1 << 24
@@ -19,9 +20,13 @@ GPU_CHUNK_LOGITS = 1 << 27
 
 
 def chunk_rows(vocab_size: int, *, device: torch.device) -> int:
-    """Rows of logits alive at once, an even number: R-Drop's pairs stay together."""
+    """Rows of logits alive at once, an even number: R-Drop's pairs stay together.
+
+    Twice a piece of `matmul`, or a multiple of that, where there are as many.
+    """
     logits = CHUNK_LOGITS if device.type == "cpu" else GPU_CHUNK_LOGITS
-    return max(2, logits // vocab_size // 2 * 2)
+    rows = max(2, logits // vocab_size // 2 * 2)
+    return max(rows // (2 * PIECES[-1]) * 2 * PIECES[-1], min(rows, 2 * PIECES[-1]))
 
 
 class LossValue(NamedTuple):
@@ -117,7 +122,7 @@ class _ProjectedLoss(torch.autograd.Function):
         for start in range(0, halves.shape[1], step):
             chunk = slice(start, start + step)
             rows = halves[:, chunk].flatten(0, 1)
-            logits = rows @ narrow_weight.T
+            logits = matmul(rows, narrow_weight.T)
             losses = cross_entropy_(
                 logits,
                 targets[:, chunk].flatten(),
@@ -128,8 +133,9 @@ class _ProjectedLoss(torch.autograd.Function):
             loss += losses[0]
             nll += losses[1]
             if with_gradient:
-                gradients[:, chunk] = (logits @ narrow_weight).unflatten(0, (copies, -1))
-                weight_gradient += logits.T @ rows
+                products = matmul(logits, narrow_weight)
+                gradients[:, chunk] = products.unflatten(0, (copies, -1))
+                add_matmul_(weight_gradient, logits, rows)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         ctx.mark_non_differentiable(nll)
         return loss, nll

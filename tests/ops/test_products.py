@@ -1,16 +1,20 @@
 """Products with weights: values and gradients against float64, and who computes them."""
 
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.profiler import profile
 
 from lightconv_mt.mixers.linear import Linear
 from lightconv_mt.ops import Backend, products
-from lightconv_mt.ops.products import linear, linear_relu
+from lightconv_mt.ops.products import add_matmul_, linear, linear_relu
 
 ONEDNN = "mkldnn::_linear_pointwise"
 # Rows, inputs, outputs; large ones come in pieces that fill no vector too.
@@ -25,6 +29,17 @@ narrow_only = pytest.mark.skipif(
     reason="oneDNN makes no products in bfloat16 on this CPU",
 )
 backends = pytest.mark.parametrize("backend", [Backend.torch, Backend.native])
+
+
+@pytest.fixture
+def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_has_tiles", lambda: False)
+
+
+@pytest.fixture
+def with_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU that has them; where there are none the same is computed, only slower."""
+    monkeypatch.setattr(products, "_has_tiles", lambda: True)
 
 
 def draw(*shape: int) -> Tensor:
@@ -89,6 +104,7 @@ def test_gradients_that_nobody_asks_for_are_not_computed() -> None:
 
 
 @narrow_only
+@pytest.mark.usefixtures("without_tiles")
 @pytest.mark.skipif(
     torch.__version__ < (2, 13), reason="older versions make some of these in another way"
 )
@@ -133,6 +149,7 @@ def test_relu_s_values_and_every_gradient_are_those_of_float64(
 
 
 @narrow_only
+@pytest.mark.usefixtures("without_tiles")
 @backends
 def test_relu_in_bfloat16_masks_the_same_and_sums_no_worse(backend: Backend) -> None:
     shapes = (5, 211, 256), (263, 256), (263,)
@@ -204,3 +221,73 @@ def test_sizes_that_decide_are_those_of_weights_and_rows(monkeypatch: pytest.Mon
     assert by_onednn(lambda: linear(x, weight)) == 0
     monkeypatch.setattr(products, "_ROWS", 30)
     assert by_onednn(lambda: linear(x, weight)) == 1
+
+
+@given(rows=st.integers(products.PIECES[-1], 20_000))
+def test_pieces_are_all_rows_and_of_few_sizes(rows: int) -> None:
+    pieces = list(products._pieces(rows))
+    assert {piece.stop - piece.start for piece in pieces} <= set(products.PIECES)
+    assert pieces[0].start == 0 and pieces[-1].stop == rows
+    overlap = [before.stop - piece.start for before, piece in pairwise(pieces)]
+    assert all(rows == 0 for rows in overlap[:-1])
+    assert all(0 <= rows < products.PIECES[-1] for rows in overlap[-1:])
+
+
+@narrow_only
+@pytest.mark.usefixtures("with_tiles")
+@backends
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), LARGE + SMALL)
+@pytest.mark.parametrize("kind", ["plain", "bias", "relu"])
+def test_products_by_tiles_are_those_of_float64(
+    rows: int, inputs: int, outputs: int, kind: str, backend: Backend
+) -> None:
+    """Of what bfloat16 makes of the inputs; the gradients of float32 weights are not rounded."""
+    with_bias = [draw(outputs)] if kind != "plain" else []
+    ours = [each.requires_grad_() for each in (draw(rows, inputs), draw(outputs, inputs))]
+    ours += [each.requires_grad_() for each in with_bias]
+    upstream = draw(rows, outputs).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = linear_relu(*ours, backend=backend) if kind == "relu" else linear(*ours)
+    y.backward(upstream)
+    wide = [tensor.detach().bfloat16().double() for tensor in ours]
+    expected, slope = F.linear(*wide), upstream.double()
+    if kind == "relu":
+        expected, slope = expected.relu(), slope * (y > 0)
+    assert y.dtype is torch.bfloat16
+    close = partial(torch.testing.assert_close, check_dtype=False, rtol=2**-7)
+    close(y, expected, atol=1e-5 * inputs)
+    gradients = [tensor.grad for tensor in ours]
+    close(gradients[0], slope @ wide[1], atol=1e-5 * outputs)
+    in_pieces = rows >= products.PIECES[-1] and products._gemm_of_mkl() is not None
+    weight_close = partial(close, rtol=0) if in_pieces else close
+    weight_close(gradients[1], slope.T @ wide[0], atol=1e-6 * rows)
+    if with_bias:
+        close(gradients[2], slope.sum(0), atol=1e-6 * rows)
+
+
+@narrow_only
+@pytest.mark.usefixtures("with_tiles")
+def test_products_by_tiles_have_rows_of_few_sizes() -> None:
+    layer = Linear(64, 96)
+    with profile(record_shapes=True) as seen, torch.autocast("cpu", torch.bfloat16):
+        for rows in (256, 300, 1001, 4095):
+            layer(torch.randn(rows, 64, requires_grad=True)).sum().backward()
+    made = [event for event in seen.events() if event.name in ("aten::mm", "aten::addmm")]
+    sizes = {shape[0] for event in made for shape in event.input_shapes if len(shape) == 2}
+    assert made and sizes <= {64, 96, *products.PIECES}
+
+
+@narrow_only
+@pytest.mark.usefixtures("with_tiles")
+@pytest.mark.parametrize("with_mkl", [False, True])
+def test_gradients_of_weights_are_added(with_mkl: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if with_mkl and products._gemm_of_mkl() is None:
+        pytest.skip("this torch has no MKL")
+    if not with_mkl:
+        monkeypatch.setattr(products, "_gemm_of_mkl", lambda: None)
+    total, before = draw(33, 65), draw(33, 65).double()
+    grad, rows = draw(33, 700).bfloat16().T, draw(700, 65).bfloat16()
+    assert add_matmul_(total, grad, rows) is total
+    tolerance = {"rtol": 0, "atol": 1e-4} if with_mkl else {"rtol": 2**-7, "atol": 0.3}
+    expected = before + grad.T.double() @ rows.double()
+    torch.testing.assert_close(total.double(), expected, **tolerance)
