@@ -38,8 +38,9 @@ def train(job: Job, windows: Windows, model: nn.Module, forward: Forward, *, ver
         target = pad([tgt for _, tgt in batch])
         tokens = int((target != PAD).sum())
         decoder_input = functional.pad(target[:, :-1], (1, 0), value=BOS)
-        logits = forward(pad([src for src, _ in batch]), decoder_input)
-        loss, nll = smoothed_loss(logits, target)
+        with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16"):
+            logits = forward(pad([src for src, _ in batch]), decoder_input)
+        loss, nll = smoothed_loss(logits.float(), target)
         (loss / tokens).backward()
         optimizer.step()
         optimizer.zero_grad()

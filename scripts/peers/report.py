@@ -121,7 +121,7 @@ def show_table(rows: Sequence[Row]) -> list[str]:
     )
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
-        bars = [best_peer(rows, row.size, malloc=malloc) for malloc in (False, True)]
+        bars = [best_peer(rows, row, malloc=malloc) for malloc in (False, True)]
         malloc = ", malloc" if row.side.malloc and not row.side.ours else ""
         cells = (
             f"{row.side.name}{malloc}",
@@ -139,10 +139,17 @@ def show_table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def best_peer(rows: Sequence[Row], size: str, *, malloc: bool) -> Row | None:
-    """The fastest peer of a size, stock or with the settings of memory; None where none ran."""
+def best_peer(rows: Sequence[Row], beside: Row, *, malloc: bool) -> Row | None:
+    """The fastest peer of a row's size, stock or with the settings of memory; None where none ran.
+
+    A row in fp32 stands beside peers in fp32, one in bf16 beside all.
+    """
     peers = [
-        row for row in rows if not row.side.ours and row.size == size and row.side.malloc is malloc
+        row
+        for row in rows
+        if not row.side.ours
+        and (row.size, row.side.malloc) == (beside.size, malloc)
+        and row.side.precision in ("fp32", beside.side.precision)
     ]
     return max(peers, key=lambda row: row.speed, default=None)
 
@@ -180,14 +187,14 @@ def judge_targets(rows: Sequence[Row]) -> list[str]:
                     == (size, model, target.precision)
                 ]
                 name = f"{size} {model} {target.precision}, {target.what}"
-                lines.append(f"{name}: {_judge(target, ours, rows, size)}")
+                lines.append(f"{name}: {_judge(target, ours, rows)}")
     return lines
 
 
-def _judge(target: Target, ours: list[Row], rows: Sequence[Row], size: str) -> str:
-    peer = best_peer(rows, size, malloc=target.malloc)
+def _judge(target: Target, ours: list[Row], rows: Sequence[Row]) -> str:
     if not ours:
         return "not judged, our side did not run"
+    peer = best_peer(rows, ours[0], malloc=target.malloc)
     if peer is None:
         return f"not judged, no {'malloc' if target.malloc else 'stock'} peer ran"
     if target.factor is None:

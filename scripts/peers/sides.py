@@ -87,6 +87,9 @@ def _list_sides() -> dict[str, Side]:
         # The seeds differ, so that two losses of one peer show what chance does.
         sides[key] = Side(name, program, model, "fp32", False, package, seed=1)
         sides[f"{key}-malloc"] = Side(name, program, model, "fp32", True, package, seed=2)
+        if package is not FAIRSEQ:  # which takes --bf16 without a GPU for a TPU, and ends
+            sides[f"{key}-bf16"] = Side(name, program, model, "bf16", False, package, seed=1)
+            sides[f"{key}-bf16-malloc"] = Side(name, program, model, "bf16", True, package, seed=2)
     return sides
 
 

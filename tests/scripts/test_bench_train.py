@@ -166,6 +166,39 @@ def test_plain_loops_have_the_schedule_and_the_loss_of_the_others() -> None:
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_plain_loops_multiply_in_the_precision_asked_for(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [(np.array([4, 5, 2], dtype=np.int32), np.array([6, 2], dtype=np.int32))]
+    monkeypatch.setattr(plain_loop, "read_pairs", lambda corpus: pairs)
+    model, seen = torch.nn.Linear(4, plain_loop.VOCABULARY), []
+
+    def forward(src: torch.Tensor, tgt: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = model(torch.ones(*tgt.shape, 4))
+        seen.append(logits.dtype)
+        return logits
+
+    class OneWindow:
+        def open(self, about: dict[str, Any]) -> None:
+            assert about["target_tokens"] == 2
+
+        def update(self, tokens: int, loss: float, nll: float) -> None:
+            assert tokens == 2 and math.isfinite(loss) and math.isfinite(nll)
+            raise EOFError
+
+    with pytest.raises(EOFError):
+        plain_loop.train(
+            job_of("attention", corpus=tmp_path, precision=precision),
+            OneWindow(),  # type: ignore[arg-type]
+            model,
+            forward,
+            version="",
+        )
+    assert seen == [{"fp32": torch.float32, "bf16": torch.bfloat16}[precision]]
+    assert model.weight.dtype is torch.float32
+
+
 def test_batches_read_every_pair_once_an_epoch_within_the_budget() -> None:
     generator = np.random.default_rng(1)
     pairs = [
@@ -273,7 +306,7 @@ def test_targets_are_met_or_missed_beside_the_fastest_peer() -> None:
         row("fairseq-attention-malloc", 150, peak=1500),
         row("marian", 900, size="small"),
     ]
-    assert best_peer(rows, "tiny", malloc=False) is rows[4]
+    assert best_peer(rows, rows[0], malloc=False) is rows[4]
     lines = judge_targets(rows)
     assert lines[:6] == [
         "tiny lightconv bf16, 2.5x the best stock peer: met (2.51x fairseq Transformer fp32)",
@@ -294,6 +327,18 @@ def test_targets_are_met_or_missed_beside_the_fastest_peer() -> None:
         in (table[2])
     )
     assert table[7].startswith("| fairseq Transformer, malloc | tiny | fp32 |")
+
+
+def test_fp32_is_measured_against_peers_in_fp32_and_bf16_against_all() -> None:
+    rows = [
+        row("lightconv-bf16", 500),
+        row("lightconv-fp32", 180),
+        row("nn-transformer", 100),
+        row("marian-bf16", 250),
+    ]
+    lines = judge_targets(rows)
+    assert lines[0].endswith("MISSED (2.00x transformers Marian bf16)")
+    assert lines[1].endswith("met (1.80x torch nn.Transformer fp32)")
 
 
 def test_json_keeps_windows_and_verdicts(tmp_path: Path) -> None:
