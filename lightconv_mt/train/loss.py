@@ -25,8 +25,8 @@ def chunk_rows(vocab_size: int, *, device: torch.device) -> int:
     Twice a piece of `matmul`, or a multiple of that, where there are as many.
     """
     logits = CHUNK_LOGITS if device.type == "cpu" else GPU_CHUNK_LOGITS
-    rows = max(2, logits // vocab_size // 2 * 2)
-    return max(rows // (2 * PIECES[-1]) * 2 * PIECES[-1], min(rows, 2 * PIECES[-1]))
+    rows, pair = max(2, logits // vocab_size // 2 * 2), 2 * PIECES[-1]
+    return rows if rows < pair else rows // pair * pair
 
 
 class LossValue(NamedTuple):

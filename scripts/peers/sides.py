@@ -84,12 +84,13 @@ def _list_sides() -> dict[str, Side]:
         ("nn-transformer", "torch nn.Transformer", "nn_transformer", "attention", None),
     )
     for key, name, program, model, package in peers:
-        # The seeds differ, so that two losses of one peer show what chance does.
-        sides[key] = Side(name, program, model, "fp32", False, package, seed=1)
-        sides[f"{key}-malloc"] = Side(name, program, model, "fp32", True, package, seed=2)
-        if package is not FAIRSEQ:  # which takes --bf16 without a GPU for a TPU, and ends
-            sides[f"{key}-bf16"] = Side(name, program, model, "bf16", False, package, seed=1)
-            sides[f"{key}-bf16-malloc"] = Side(name, program, model, "bf16", True, package, seed=2)
+        precisions = {key: "fp32", f"{key}-bf16": "bf16"}
+        if package is FAIRSEQ:  # which takes --bf16 without a GPU for a TPU, and ends
+            del precisions[f"{key}-bf16"]
+        for start, precision in precisions.items():
+            # The seeds differ, so that two losses of one peer show what chance does.
+            sides[start] = Side(name, program, model, precision, False, package, seed=1)
+            sides[f"{start}-malloc"] = Side(name, program, model, precision, True, package, seed=2)
     return sides
 
 

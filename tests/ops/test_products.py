@@ -229,8 +229,8 @@ def test_pieces_are_all_rows_and_of_few_sizes(rows: int) -> None:
     assert {piece.stop - piece.start for piece in pieces} <= set(products.PIECES)
     assert pieces[0].start == 0 and pieces[-1].stop == rows
     overlap = [before.stop - piece.start for before, piece in pairwise(pieces)]
-    assert all(rows == 0 for rows in overlap[:-1])
-    assert all(0 <= rows < products.PIECES[-1] for rows in overlap[-1:])
+    assert all(again == 0 for again in overlap[:-1])
+    assert all(0 <= again < products.PIECES[-1] for again in overlap[-1:])
 
 
 @narrow_only
