@@ -55,9 +55,6 @@ def main() -> int:
     parser.add_argument("--peers", type=Path, default=PEERS, help="folder with peers' packages")
     parser.add_argument("--json", type=Path, help="takes all that was measured")
     arguments = parser.parse_args()
-    for name in ("rounds", "updates", "threads"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name} is {getattr(arguments, name)}; give 1 or more")
     try:
         return bench(arguments)
     except LcmtError as error:
