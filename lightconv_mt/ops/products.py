@@ -20,7 +20,7 @@ from lightconv_mt.ops.native import KERNEL_TYPES
 # oneDNN writes a kernel for every new shape, in about a millisecond, and MKL does not.
 _WEIGHTS, _ROWS = 2**16, 256
 # With tiles (AMX) that takes 1 to 20 ms, many times what the product takes: rows in few sizes.
-PIECES = 2048, 1024, 512, 256
+PIECES = *range(4096, 0, -512), 256
 _CALL = struct.Struct("=4Q4q")  # `Call` of csrc/linear.cpp
 _ROW_MAJOR, _AS_IT_IS, _TRANSPOSED = 101, 111, 112  # of the C interface to BLAS
 
@@ -29,9 +29,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x weight^T + bias`, as `F.linear`; autocast counts.
 
     Torch has MKL make products in float32, up to a sixth slower on the CPU of docs/speed.md. In
-    bfloat16 it calls oneDNN too, but for the product alone; the same bits take longer so. On CPUs
-    with tiles see `matmul` and `add_matmul_`: there the gradient of a float32 weight is never
-    rounded to bfloat16.
+    bfloat16 it calls oneDNN too, but for the product alone; the same bits take longer so. CPUs with
+    tiles are Intel's, where MKL is as fast in float32 and makes these; for bfloat16 see `matmul`
+    and `add_matmul_`: there the gradient of a float32 weight is never rounded to bfloat16.
 
     Args:
         x: (..., I) float.
@@ -208,7 +208,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    if not _by_tiles(rows):
+    if not _has_tiles():
         then = "relu" if relu else "none"
         return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, then, [], "")
     y = matmul(rows, weight.T, bias)
