@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from costs.machine import fastest
 from lightconv_mt.errors import LcmtError
 
 SECONDS_TO_END = 60.0
 LAST_LINES = 15  # of a log, shown when its process ends
+GAUGE = 1024  # rows and columns of the product that tells how fast the machine is just now
 
 
 class SideError(LcmtError):
@@ -27,6 +31,8 @@ class Window:
         done: target tokens, label-smoothed loss and likelihood, summed, of every update.
         peak_megabytes: the most that was resident so far.
         other_load: cores in use by everything else meanwhile; NaN where there is no /proc.
+        products: multiply-adds a second of a float32 product of torch just before, with the threads
+            of this process: a virtual machine's other guests are in no load, but they slow it down.
     """
 
     tokens: int
@@ -34,6 +40,7 @@ class Window:
     done: list[tuple[int, float, float]]
     peak_megabytes: float
     other_load: float
+    products: float
 
     @property
     def speed(self) -> float:
@@ -76,6 +83,7 @@ class SideProcess:
         Raises:
             SideError: with the end of the log, when it ends instead.
         """
+        products = _products()
         before = _machine_seconds()
         try:
             assert self._process.stdin is not None
@@ -93,6 +101,7 @@ class SideProcess:
             done=[(tokens, loss, nll) for tokens, loss, nll in answer["done"]],
             peak_megabytes=answer["peak_megabytes"],
             other_load=max(0.0, busy - answer["cpu_seconds"]) / passed if passed else float("nan"),
+            products=products,
         )
 
     def close(self) -> int:
@@ -112,6 +121,11 @@ class SideProcess:
         code = self.close()
         said = self._log.read_text(errors="replace").splitlines()[-LAST_LINES:]
         raise SideError("\n".join([f"{self._name} ended with exit code {code}; it said:", *said]))
+
+
+def _products() -> float:
+    one, other = torch.ones(2, GAUGE, GAUGE)
+    return GAUGE**3 / fastest(lambda: one @ other, one.device)
 
 
 def _machine_seconds() -> tuple[float, float]:

@@ -118,6 +118,7 @@ def show_table(rows: Sequence[Row]) -> list[str]:
     heads = (
         *("side", "size", "precision", "threads", "parameters", "target tok/s, median"),
         *("best window", "x best stock peer", "x best malloc peer", "peak MB", "other load, cores"),
+        "products, G/s",
     )
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
@@ -134,6 +135,7 @@ def show_table(rows: Sequence[Row]) -> list[str]:
             *(f"{row.speed / bar.speed:.2f}" if bar else "" for bar in bars),
             f"{row.peak_megabytes:,.0f}",
             f"{median(window.other_load for window in row.windows):.2f}",
+            f"{median(window.products for window in row.windows) / 1e9:.0f}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return lines
